@@ -1,0 +1,131 @@
+"""What a base reference is, and which family of Stable Diffusion it belongs to. No torch here.
+
+A reference is `embedded` (the small base that ships), a hub id such as `owner/name`, a folder in the
+diffusers layout, or a single `.safetensors` file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import BaseModelError
+
+EMBEDDED = "embedded"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+
+
+class Family(StrEnum):
+    """The generations of Stable Diffusion, told apart by their text encoders."""
+
+    SD1 = "sd1"
+    SD2 = "sd2"
+    SDXL = "sdxl"
+
+    @property
+    def title(self) -> str:
+        return {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}[self]
+
+
+@dataclass(frozen=True)
+class FolderBase:
+    """A folder in the diffusers layout; `embedded` is one too."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class FileBase:
+    """A single `.safetensors` checkpoint."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class HubBase:
+    """A model on the hub, `owner/name`, downloaded once and read from its cache afterwards."""
+
+    id: str
+
+
+BaseReference = FolderBase | FileBase | HubBase
+
+
+def resolve(reference: str) -> BaseReference:
+    """What kind of base a reference names.
+
+    Raises:
+        BaseModelError: if there is no such folder or file and it cannot be a hub id, or if it is a
+            pickled checkpoint.
+    """
+    if reference == EMBEDDED:
+        from trainer.model.embedded import WEIGHTS
+
+        return FolderBase(WEIGHTS)
+    path = Path(reference).expanduser()
+    if path.suffix.lower() in _PICKLES:
+        raise BaseModelError(
+            f"{reference} is a pickled checkpoint, which can run any program when it is opened.",
+            "Get the same model as .safetensors.",
+        )
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise BaseModelError(
+                f"{reference} is not a diffusers model: it has no model_index.json.",
+                "Give the folder that holds unet/, vae/, text_encoder/ and model_index.json.",
+            )
+        return FolderBase(path)
+    if path.is_file():
+        if path.suffix.lower() != ".safetensors":
+            raise BaseModelError(
+                f"{reference} is not a .safetensors file.",
+                "Give a diffusers folder, a .safetensors checkpoint, a hub id or `embedded`.",
+            )
+        return FileBase(path)
+    if _HUB_ID.fullmatch(reference):
+        return HubBase(reference)
+    raise BaseModelError(
+        f"There is no base {reference!r}: no such folder or file, and not a hub id (owner/name).",
+        "Check the path, or use `embedded`.",
+    )
+
+
+def family_of(folder: Path) -> Family:
+    """The family of a diffusers folder, from its configuration files alone.
+
+    SDXL has a second text encoder; SD 2 has OpenCLIP's, whose activation is plain GELU where CLIP's
+    is quick GELU (widths tell nothing: small test models and the embedded base have their own).
+
+    Raises:
+        BaseModelError: if a file is missing or broken, or the pipeline is of another kind.
+    """
+    index = _read_json(folder / "model_index.json")
+    pipeline = str(index.get("_class_name", ""))
+    if "text_encoder_2" in index and "XL" in pipeline:
+        return Family.SDXL
+    if not pipeline.startswith("StableDiffusion") or pipeline.startswith("StableDiffusion3"):
+        raise BaseModelError(
+            f"{folder} holds a {pipeline or 'model of unknown kind'}, which is not supported.",
+            "Give a Stable Diffusion 1.x, 2.x or SDXL base.",
+        )
+    config = _read_json(folder / "text_encoder" / "config.json")
+    return Family.SD2 if config.get("hidden_act") == "gelu" else Family.SD1
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BaseModelError(
+            f"{path} cannot be read: {error.strerror}.", "The base is incomplete; get it again."
+        ) from None
+    except ValueError:
+        raise BaseModelError(f"{path} is not JSON.", "The base is broken; get it again.") from None
+    if not isinstance(content, dict):
+        raise BaseModelError(f"{path} does not hold a JSON object.", "Get the base again.")
+    return content
