@@ -1,0 +1,131 @@
+"""Reading caption files: text in whatever encoding people's tools have left it in."""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.data.names import shown
+from trainer.errors import DatasetError
+
+SUFFIXES = (".txt", ".caption")
+"""Caption files beside `a.png` are `a.txt` or `a.caption`; the first that is there counts."""
+MAX_BYTES = 64 * 1024
+"""Far above any caption: Stable Diffusion reads some hundred words of it."""
+
+# The longer mark first: that of UTF-32 begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption's text, stripped, and how its bytes were read.
+
+    `notice` is a sentence about an encoding that had to be guessed, naming the file.
+    """
+
+    text: str
+    encoding: str = "utf-8"
+    notice: str | None = None
+
+
+def read_caption(path: Path) -> Caption:
+    """The caption in `path`.
+
+    Raises:
+        DatasetError: naming the file, if it cannot be read, is no text, or is far too long.
+    """
+    try:
+        if not path.is_file():
+            raise DatasetError(f"{shown(path)} is not a file.")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DatasetError(f"{shown(path)} cannot be read: {error.strerror}.") from None
+    if len(content) > MAX_BYTES:
+        raise DatasetError(
+            f"{shown(path)} is over {MAX_BYTES // 1024} KiB, which is no caption.",
+            "Shorten it or remove it.",
+        )
+    try:
+        text, encoding = decode(content)
+    except ValueError as error:
+        raise DatasetError(
+            f"{shown(path)} is not a text: {error}.", "Save it as UTF-8 text or remove it."
+        ) from None
+    notice = None
+    if encoding not in ("utf-8", "utf-8-sig"):
+        notice = f"{shown(path)} is not UTF-8; it was read as {encoding}."
+    return Caption(text.strip(), encoding, notice)
+
+
+def decode(content: bytes) -> tuple[str, str]:
+    """Text and name of the encoding of `content`, certain where a mark or UTF-8 makes it so.
+
+    Raises:
+        ValueError: saying why it is no text.
+    """
+    text, encoding = _decode(content)
+    if any(character < " " and not character.isspace() for character in text):
+        raise ValueError("it holds control characters")
+    return text, encoding
+
+
+def _decode(content: bytes) -> tuple[str, str]:
+    for mark, encoding in _MARKS:
+        if content.startswith(mark):
+            try:
+                return content.decode(encoding), encoding
+            except UnicodeDecodeError:
+                raise ValueError(f"it begins as {encoding} and then is not") from None
+    if b"\x00" in content:
+        return _decode_unmarked_utf16(content)
+    for encoding in ("utf-8", "cp932", "cp1252"):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if encoding != "cp932" or _is_japanese(text):
+            return text, "shift-jis" if encoding == "cp932" else encoding
+    return content.decode("latin-1"), "latin-1"  # which gives every byte a meaning
+
+
+def _decode_unmarked_utf16(content: bytes) -> tuple[str, str]:
+    """Text without a mark whose zero bytes all stand on the same side of each pair."""
+    zeros_first, zeros_last = content[0::2].count(0), content[1::2].count(0)
+    encoding = "utf-16-le" if zeros_last > zeros_first else "utf-16-be"
+    if min(zeros_first, zeros_last) == 0:
+        try:
+            return content.decode(encoding), encoding
+        except UnicodeDecodeError:
+            pass  # an odd length, or halves of pairs: no UTF-16 either, and said so below
+    raise ValueError("it holds NUL bytes")
+
+
+def _is_japanese(text: str) -> bool:
+    """Whether a Shift-JIS reading makes sense, rather than Western accents read as if they were.
+
+    "garçon" in Latin-1 is valid Shift-JIS for "gar輟n": one rare ideograph between letters.
+    Japanese has kana, or ideographs next to each other, most of them common ones: those have a
+    first byte below 0xA0, where Latin-1 has no letters.
+    """
+    foreign = [character for character in text if not character.isascii()]
+    names = [unicodedata.name(character, "") for character in foreign]
+    if any(name.startswith(("HIRAGANA", "KATAKANA")) for name in names):
+        return True
+    common = sum(character.encode("cp932")[0] < 0xA0 for character in foreign)
+    adjacent = any(not (a.isascii() or b.isascii()) for a, b in itertools.pairwise(text))
+    return (
+        adjacent
+        and all(name.startswith(("CJK", "IDEOGRAPHIC", "FULLWIDTH")) for name in names)
+        and common * 2 > len(foreign)
+    )

@@ -1,0 +1,23 @@
+"""File names as people may see them: no control characters, no bytes that are not text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_LONGEST_SHOWN = 120
+
+
+def shown(name: Path | str) -> str:
+    """`name` fit for a message, a label or JSON: one line of valid Unicode, its middle cut if long.
+
+    A newline becomes `\\n`; a byte that is no valid text, which Python keeps as a lone surrogate,
+    becomes `\\udcXX`.
+    """
+    text = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in str(name)
+    )
+    if len(text) <= _LONGEST_SHOWN:
+        return text
+    half = _LONGEST_SHOWN // 2
+    return f"{text[:half]}…{text[-half:]}"
