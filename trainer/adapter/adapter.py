@@ -1,38 +1,7 @@
-"""The adapter as data: low-rank factors by module path, saved and loaded.
+"""The adapter as data, and as a file: the names that the rest of the house uses."""
 
-A module path names a layer of the base as diffusers does, with the part in front:
-`unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`,
-`text_encoder.text_model.encoder.layers.0.self_attn.q_proj`. Text-encoder paths always have the
-`text_model` level, whichever version of transformers is installed.
-"""
+from trainer.adapter.factors import Adapter, LowRank
+from trainer.adapter.reading import LoadedAdapter, load
+from trainer.adapter.writing import save
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-from torch import Tensor
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """ΔW = (alpha / rank) · up @ down of one layer.
-
-    Linear: down [rank, in], up [out, rank]. Convolution: down [rank, in, kh, kw],
-    up [out, rank, 1, 1].
-    """
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-
-Adapter = Mapping[str, LowRank]
+__all__ = ["Adapter", "LoadedAdapter", "LowRank", "load", "save"]
