@@ -38,33 +38,34 @@ class Caption:
     notice: str | None = None
 
 
-def read_caption(path: Path) -> Caption:
-    """The caption in `path`.
+def read_caption(path: Path, name: str | None = None) -> Caption:
+    """The caption in `path`, which errors call `name`, or else by its path.
 
     Raises:
         DatasetError: naming the file, if it cannot be read, is no text, or is far too long.
     """
+    called = shown(name or path)
     try:
         if not path.is_file():
-            raise DatasetError(f"{shown(path)} is not a file.")
+            raise DatasetError(f"{called} is not a file.")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise DatasetError(f"{shown(path)} cannot be read: {error.strerror}.") from None
+        raise DatasetError(f"{called} cannot be read: {error.strerror}.") from None
     if len(content) > MAX_BYTES:
         raise DatasetError(
-            f"{shown(path)} is over {MAX_BYTES // 1024} KiB, which is no caption.",
+            f"{called} is over {MAX_BYTES // 1024} KiB, which is no caption.",
             "Shorten it or remove it.",
         )
     try:
         text, encoding = decode(content)
     except ValueError as error:
         raise DatasetError(
-            f"{shown(path)} is not a text: {error}.", "Save it as UTF-8 text or remove it."
+            f"{called} is not a text: {error}.", "Save it as UTF-8 text or remove it."
         ) from None
     notice = None
     if encoding not in ("utf-8", "utf-8-sig"):
-        notice = f"{shown(path)} is not UTF-8; it was read as {encoding}."
+        notice = f"{called} is not UTF-8; it was read as {encoding}."
     return Caption(text.strip(), encoding, notice)
 
 

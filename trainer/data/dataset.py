@@ -1,33 +1,30 @@
 """A folder of images and captions, read as people and other trainers lay it out.
 
-`a.png` has its caption in `a.txt` or `a.caption` beside it, or in a line of the folder's
-`metadata.jsonl`. Sub-folders are read; the images of one named `10_cat` are repeated ten times, as
-kohya's trainer does. Beside `a.png`, `a-masklabel.png` is its mask. Hidden files are left alone.
+`a.png` has its caption in `a.txt` or `a.caption` beside it, or in a line of a `metadata.jsonl` in
+its folder or above. Sub-folders are read; the images of one named `10_cat` are repeated ten times,
+and called "cat" where they have no caption, as kohya's trainer does. `a-masklabel.png` is the mask
+of `a.png`. Hidden files are left alone.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.data import captions, images
+from trainer.data import captions, images, sidecars
 from trainer.data.captions import read_caption
-from trainer.data.names import shown
+from trainer.data.names import listed, shown
+from trainer.data.pool import in_order
 from trainer.errors import DatasetError
 
-LABELS_FILE = "labels.json"
-"""In a dataset made by an import: for every image file, the name that it came under."""
-METADATA_FILE = "metadata.jsonl"
 MASK_SUFFIX = "-masklabel"
 MAX_REPEATS = 1000
 
-_REPEATS = re.compile(r"^(\d+)_")
-_IGNORED_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
+_REPEATS = re.compile(r"^([0-9]+)_(.*)$")
+_SYSTEM_FILES = frozenset({"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"})
 _NAMED_AT_MOST = 5
 
 
@@ -65,7 +62,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a folder, none of them opened yet."""
+    """The images of a folder, sorted by path, none of them opened yet.
+
+    `problems` are captions and other small files that cannot be used.
+    """
 
     entries: tuple[Entry, ...]
     notices: tuple[str, ...]
@@ -104,10 +104,11 @@ def scan(folder: Path) -> Scan:
         raise _together(problems)
     notices = list(listing.notices)
     if animated:
-        notices.append(f"Only the first frame is used of {_named(animated)}, being animated.")
-    without = [example.image for example in examples if not example.caption]
+        names = listed([path.name for path in animated])
+        notices.append(f"Only the first frame is used of {names}, being animated.")
+    without = [example.image.name for example in examples if not example.caption]
     if without:
-        notices.append(f"{_count(len(without), 'image')} without a caption: {_named(without)}.")
+        notices.append(f"Without a caption: {listed(without)}.")
     return Scan(tuple(examples), tuple(notices))
 
 
@@ -121,26 +122,49 @@ def list_folder(folder: Path) -> Listing:
         raise DatasetError(f"The folder {shown(folder)} does not exist.")
     if not folder.is_dir():
         raise DatasetError(f"{shown(folder)} is not a folder.", "Give the folder of the images.")
-    entries: list[Entry] = []
-    notices: list[str] = []
-    problems: list[DatasetError] = []
-    for directory, names in _walk(folder, notices):
-        reader = _Directory(folder, directory, names)
-        entries += reader.entries()
-        notices += reader.notices
-        problems += reader.problems
-    if not entries and not problems:
+    reader = _Reader(folder)
+    for directory, names in _walk(folder, reader.notices):
+        reader.read(directory, names)
+    if not reader.entries and not reader.problems:
         raise DatasetError(
             f"The folder {shown(folder)} holds no images.",
             "It needs PNG, JPEG, WebP, AVIF, BMP, TIFF or GIF files.",
         )
-    return Listing(tuple(sorted(entries, key=lambda e: e.image)), tuple(notices), tuple(problems))
+    entries = sorted(reader.entries, key=lambda entry: entry.image)
+    return Listing(tuple(entries), tuple(reader.notices), tuple(reader.problems))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files in `folder` and below, sorted; masks are none."""
+    return sorted(
+        directory / name
+        for directory, names in _walk(folder, notices=[])
+        for name in names
+        if images.is_image_name(name) and not is_mask_name(name)
+    )
 
 
 def measure_all(entries: Iterable[Entry]) -> Iterator[images.Measured | DatasetError]:
     """Decodes the images and masks of `entries`, several at a time; the results are in order."""
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        yield from pool.map(_measure, entries)
+    return in_order(_measure, entries)
+
+
+def is_visible(name: str) -> bool:
+    """Whether a file or folder is a person's own, not hidden and not a system's."""
+    return not name.startswith(".") and name not in _SYSTEM_FILES
+
+
+def is_mask_name(name: str) -> bool:
+    """Whether a file of this name is the mask of another."""
+    return Path(name).stem.endswith(MASK_SUFFIX) and images.is_image_name(name)
+
+
+def repeats_in_name(folder_name: str) -> tuple[int, str] | None:
+    """The repeats and the caption in a folder's name such as `10_cat`; none in others."""
+    match = _REPEATS.match(folder_name)
+    if match is None or not 1 <= int(match[1][:9]) <= MAX_REPEATS:
+        return None
+    return int(match[1]), match[2].replace("_", " ").strip()
 
 
 def _measure(entry: Entry) -> images.Measured | DatasetError:
@@ -153,146 +177,109 @@ def _measure(entry: Entry) -> images.Measured | DatasetError:
 
 
 def _walk(folder: Path, notices: list[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Folders and the names of their files, both sorted; nothing hidden, no links to folders."""
+    """Folders, from the top down, and the names of their files, sorted; nothing hidden."""
 
     def refuse(error: OSError) -> None:
         raise DatasetError(f"{shown(error.filename)} cannot be read: {error.strerror}.") from error
 
     for root, folders, names in os.walk(folder, onerror=refuse):
         directory = Path(root)
-        visible = sorted(n for n in folders if not n.startswith(".") and n not in _IGNORED_FOLDERS)
+        visible = sorted(filter(is_visible, folders))
         linked = [name for name in visible if (directory / name).is_symlink()]
         for name in linked:  # following them could go round in circles
             notices.append(f"{shown(directory / name)} is a link to a folder and was not read.")
         folders[:] = [name for name in visible if name not in linked]
-        yield directory, sorted(name for name in names if not name.startswith("."))
+        yield directory, sorted(filter(is_visible, names))
 
 
-class _Directory:
-    """One folder of a dataset: matches its images with captions, masks, repeats and labels."""
+@dataclass
+class _Reader:
+    """Matches images with captions, masks, repeats and labels, folder by folder from the top."""
 
-    def __init__(self, root: Path, path: Path, names: list[str]) -> None:
-        self.path = path
-        self.names = frozenset(names)
-        self.images = [n for n in names if images.is_image_name(n) and not _is_mask(n)]
-        self.captions = {
-            (Path(name).stem, Path(name).suffix.lower()): name
-            for name in names
-            if Path(name).suffix.lower() in captions.SUFFIXES
-        }
-        self.notices: list[str] = []
-        self.problems: list[DatasetError] = []
-        self.repeats = self._repeats(root)
-        self.labels = self._labels()
-        self.metadata = self._metadata()
+    root: Path
+    entries: list[Entry] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    problems: list[DatasetError] = field(default_factory=list)
+    _metadata: dict[Path, str] = field(default_factory=dict)  # captions by image
+    _labels: dict[Path, str] = field(default_factory=dict)  # by image
 
-    def entries(self) -> list[Entry]:
-        """The folder's images. What is wrong around them is in `notices` and `problems`."""
-        stems = {Path(name).stem for name in self.images}
-        for (stem, _), name in sorted(self.captions.items()):
-            if stem not in stems:
-                self.notices.append(f"{shown(self.path / name)} is a caption without an image.")
-        return [
-            Entry(
-                image=self.path / name,
-                caption=self._caption(name),
-                repeats=self.repeats,
-                mask=self._mask(name),
-                label=self.labels.get(name, shown(name)),
+    def read(self, directory: Path, names: list[str]) -> None:
+        """Adds the images of one folder, given the sorted names of its files."""
+        self._read_sidecars(directory, names)
+        found = [n for n in names if images.is_image_name(n) and not is_mask_name(n)]
+        files = {(Path(n).stem, Path(n).suffix.lower()): n for n in names}
+        repeats, named_caption = self._repeats(directory)
+        stems = {Path(name).stem for name in found}
+        for (stem, suffix), name in files.items():
+            if suffix in captions.SUFFIXES and stem not in stems:
+                self.notices.append(f"{shown(directory / name)} is a caption without an image.")
+        unnamed: list[str] = []
+        for name in found:
+            image = directory / name
+            caption = self._caption(image, files)
+            if not caption and named_caption:
+                caption = named_caption
+                unnamed.append(name)
+            mask = files.get((image.stem + MASK_SUFFIX, ".png"))
+            self.entries.append(
+                Entry(
+                    image=image,
+                    caption=caption,
+                    repeats=repeats,
+                    mask=None if mask is None else directory / mask,
+                    label=self._labels.get(image, shown(name)),
+                )
             )
-            for name in self.images
-        ]
+        if unnamed:
+            self.notices.append(
+                f'Without a caption, called "{named_caption}" after the folder: {listed(unnamed)}.'
+            )
 
-    def _caption(self, name: str) -> str:
+    def _caption(self, image: Path, files: dict[tuple[str, str], str]) -> str:
         for suffix in captions.SUFFIXES:
-            file = self.captions.get((Path(name).stem, suffix))
-            if file is None:
+            name = files.get((image.stem, suffix))
+            if name is None:
                 continue
             try:
-                caption = read_caption(self.path / file)
+                caption = read_caption(image.parent / name)
             except DatasetError as error:
                 self.problems.append(error)
                 return ""
             if caption.notice:
                 self.notices.append(caption.notice)
             return caption.text
-        return self.metadata.get(name, "")
+        return self._metadata.get(image, "")
 
-    def _mask(self, name: str) -> Path | None:
-        mask = f"{Path(name).stem}{MASK_SUFFIX}.png"
-        return self.path / mask if mask in self.names else None
-
-    def _repeats(self, root: Path) -> int:
-        """The number that the nearest enclosing folder's name begins with; 1 if none does."""
-        for parent in (self.path, *self.path.parents):
-            if parent == root:
-                return 1
-            if match := _REPEATS.match(parent.name):
-                count = int(match[1])
-                if 1 <= count <= MAX_REPEATS:
-                    return count
+    def _repeats(self, directory: Path) -> tuple[int, str]:
+        """Repeats and caption by the nearest folder that names them; below the root only."""
+        for parent in (directory, *directory.parents):
+            if parent == self.root:
+                break
+            if named := repeats_in_name(parent.name):
+                return named
+            if parent == directory and _REPEATS.match(parent.name):
                 self.notices.append(
-                    f"The {match[1]} in {shown(parent)} was not taken as a number of repeats, "
-                    f"which go from 1 to {MAX_REPEATS}."
+                    f"The number in {shown(parent)} was not taken as repeats, which go from 1 to "
+                    f"{MAX_REPEATS}."
                 )
-                return 1
-        return 1
+        return 1, ""
 
-    def _labels(self) -> dict[str, str]:
-        path = self.path / LABELS_FILE
-        if LABELS_FILE not in self.names:
-            return {}
+    def _read_sidecars(self, directory: Path, names: list[str]) -> None:
         try:
-            labels = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            self.notices.append(f"{shown(path)} was not used: {shown(str(error))}.")
-            return {}
-        if not isinstance(labels, dict):
-            return {}
-        return {name: str(label) for name, label in labels.items()}
-
-    def _metadata(self) -> dict[str, str]:
-        """Captions by file name from the folder's `metadata.jsonl` (the Hugging Face layout)."""
-        if METADATA_FILE not in self.names:
-            return {}
-        path = self.path / METADATA_FILE
-        found: dict[str, str] = {}
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            for line in filter(str.strip, lines):
-                row = json.loads(line)
-                found[row["file_name"]] = str(row.get("text", row.get("caption", ""))).strip()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            self.problems.append(
-                DatasetError(
-                    f"{shown(path)} cannot be used: {shown(str(error))}.",
-                    'Each of its lines must be like {"file_name": "a.png", "text": "a cat"}.',
-                )
-            )
-        return found
-
-
-def _is_mask(name: str) -> bool:
-    return Path(name).stem.endswith(MASK_SUFFIX)
+            if sidecars.METADATA_FILE in names:
+                rows = sidecars.read_metadata(directory / sidecars.METADATA_FILE)
+                self._metadata |= {directory / name: text for name, text in rows.items()}
+            if sidecars.LABELS_FILE in names:
+                rows = sidecars.read_labels(directory / sidecars.LABELS_FILE)
+                self._labels |= {directory / name: label for name, label in rows.items()}
+        except DatasetError as error:
+            self.problems.append(error)
 
 
 def _together(problems: list[DatasetError]) -> DatasetError:
     """One error for all files that cannot be used; a few are named, the others counted."""
     first = problems[0]
-    if len(problems) == 1:
-        return first
-    others = " ".join(problem.what for problem in problems[1:_NAMED_AT_MOST])
+    others = "".join(f" {problem.what}" for problem in problems[1:_NAMED_AT_MOST])
     rest = len(problems) - _NAMED_AT_MOST
-    more = f" {_count(rest, 'more file')} cannot be used." if rest > 0 else ""
-    return DatasetError(f"{first.what} {others}{more}", first.advice)
-
-
-def _named(paths: list[Path]) -> str:
-    """The first few names, and how many more there are."""
-    names = ", ".join(shown(path.name) for path in paths[:_NAMED_AT_MOST])
-    rest = len(paths) - _NAMED_AT_MOST
-    return f"{names} and {rest} more" if rest > 0 else names
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+    more = f" Nor can {rest} more be used." if rest > 0 else ""
+    return DatasetError(f"{first.what}{others}{more}", first.advice)

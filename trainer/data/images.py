@@ -11,15 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from trainer.data import colours
 from trainer.data.buckets import Box, Size
+from trainer.data.colours import WHITE, Colour
 from trainer.data.names import shown
 from trainer.errors import DatasetError
-
-Colour = tuple[int, int, int]
-WHITE: Colour = (255, 255, 255)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
 """The decoders that a file may reach; all others of Pillow's (EPS, PSD, …) never see it."""
@@ -41,8 +39,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = frozenset({5, 6, 7, 8})
-# Modes whose every value has one meaning, so that decoding them is all that can go wrong.
-_PLAIN_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
+# Only these formats are animations; a TIFF has pages, and a JPEG's further pictures are previews.
+_ANIMATED = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,8 @@ class Measured:
 
     width: int
     height: int
+    format: str
+    """As Pillow names it; `MPO` is a JPEG that has further pictures behind it."""
     animated: bool
 
 
@@ -60,9 +60,10 @@ def is_image_name(name: str) -> bool:
 
 
 def open_image(path: Path, background: Colour = WHITE) -> Image.Image:
-    """The image in `path`: RGB, upright, fully decoded; transparent parts show `background`.
+    """The image in `path`: sRGB, upright, fully decoded; transparent parts show `background`.
 
-    16-bit and float images are rescaled to 0-255. Of an animation, the first frame.
+    16-bit and float images are rescaled to 0-255, colour profiles applied. Of an animation, the
+    first frame.
 
     Raises:
         DatasetError: naming the file, if it is missing, too large, broken or not an image.
@@ -70,7 +71,29 @@ def open_image(path: Path, background: Colour = WHITE) -> Image.Image:
     with _decoding(path) as image:
         orientation = _orientation(image)
         image.load()
-        return _upright(_to_rgb(image, background), orientation)
+        return _upright(colours.to_rgb(image, background), orientation)
+
+
+def open_mask(path: Path) -> Image.Image:
+    """The mask in `path`, one channel, upright: 255 counts in full, 0 not at all.
+
+    Raises:
+        DatasetError: in the cases in which `open_image` does.
+    """
+    return open_image(path, background=(0, 0, 0)).convert("L")
+
+
+def open_alpha(path: Path) -> Image.Image | None:
+    """The transparency of the image in `path`, one channel, upright: 0 is transparent.
+
+    None if it has none. Raises as `open_image` does.
+    """
+    with _decoding(path) as image:
+        orientation = _orientation(image)
+        image.load()
+        if image.mode not in colours.PLAIN_MODES or not image.has_transparency_data:
+            return None
+        return _upright(image.convert("RGBA").getchannel("A"), orientation)
 
 
 def resize_and_crop(image: Image.Image, size: Size, box: Box) -> Image.Image:
@@ -78,89 +101,94 @@ def resize_and_crop(image: Image.Image, size: Size, box: Box) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
-def measure(path: Path) -> Measured:
+def measure(path: Path, name: str | None = None) -> Measured:
     """Decodes the whole file, as cheaply as that can be done, and returns its size.
+
+    `name` is what the file is called in errors, if not by its path.
 
     Raises:
         DatasetError: in exactly the cases in which `open_image` does.
     """
-    with _decoding(path) as image:
+    with _decoding(path, name) as image:
+        format_name = image.format or ""
         orientation = _orientation(image)
         width, height = image.size
         # Still reads every byte of the file, but computes an eighth of a JPEG's width and height.
         image.draft("L", (1, 1))
-        animated = image.format in ("GIF", "WEBP", "PNG", "AVIF") and bool(
-            getattr(image, "is_animated", False)
-        )
+        animated = format_name in _ANIMATED and bool(getattr(image, "is_animated", False))
         image.load()
-        if image.format == "TIFF":  # its decoder has applied the orientation by now
+        if format_name == "TIFF":  # its decoder has turned it upright by now
             width, height = image.size
-            orientation = 1
-        if image.mode not in _PLAIN_MODES:
-            _to_rgb(image, WHITE)
+        if image.mode not in colours.PLAIN_MODES:
+            colours.to_rgb(image, WHITE)
     if orientation in _SIDEWAYS:
         width, height = height, width
-    return Measured(width, height, animated)
+    return Measured(width, height, format_name, animated)
 
 
 @contextlib.contextmanager
-def _decoding(path: Path) -> Iterator[Image.Image]:
+def _decoding(path: Path, name: str | None = None) -> Iterator[Image.Image]:
     """The opened image, of acceptable size; whatever goes wrong inside is a DatasetError."""
+    called = shown(name or path)
     try:
-        _check_file(path)
+        _check_file(path, called)
         with Image.open(path, formats=FORMATS) as image:
-            _check_pixels(path, *image.size)
+            _check_pixels(called, *image.size)
             yield image
     except DatasetError:
         raise
     except MemoryError:
-        raise DatasetError(f"{shown(path)} does not fit into memory.", "Scale it down.") from None
+        raise DatasetError(f"{called} does not fit into memory.", "Scale it down.") from None
     except UnidentifiedImageError:
         raise DatasetError(
-            f"{shown(path)} is not an image that can be read.",
+            f"{called} is not an image that can be read.",
             "Save it as PNG, JPEG, WebP, AVIF, BMP, TIFF or GIF, or remove it.",
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_many_pixels(path) from None
+        raise _too_many_pixels(called) from None
     # Decoders fed with hostile bytes raise anything from SyntaxError to struct.error; each of them
     # means that this file is broken, and that is what is said.
     except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise DatasetError(f"{called} cannot be read: {error.strerror}.") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DatasetError(
-            f"{shown(path)} is broken: {reason[:200].rstrip('.')}.", "Replace it or remove it."
+            f"{called} is broken: {reason[:200].rstrip('.')}.", "Replace it or remove it."
         ) from error
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path, called: str) -> None:
     try:
         status = path.stat()
     except OSError as error:
-        raise DatasetError(f"{shown(path)} cannot be read: {error.strerror}.") from None
+        raise DatasetError(f"{called} cannot be read: {error.strerror}.") from None
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        raise DatasetError(f"{shown(path)} is not a file.")
+        raise DatasetError(f"{called} is not a file.")
     if status.st_size == 0:
-        raise DatasetError(f"{shown(path)} is empty (0 bytes).", "Replace it or remove it.")
+        raise DatasetError(f"{called} is empty (0 bytes).", "Replace it or remove it.")
     if status.st_size > MAX_BYTES:
         raise DatasetError(
-            f"{shown(path)} has {status.st_size / 2**20:,.0f} MiB, more than the "
+            f"{called} has {status.st_size / 2**20:,.0f} MiB, more than the "
             f"{MAX_BYTES // 2**20} MiB allowed.",
             "Scale it down.",
         )
 
 
-def _check_pixels(path: Path, width: int, height: int) -> None:
+def _check_pixels(called: str, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise _too_many_pixels(path, f"{width} x {height} pixels")
+        raise _too_many_pixels(called, f"{width} x {height} pixels")
 
 
-def _too_many_pixels(path: Path, size: str = "too many pixels") -> DatasetError:
+def _too_many_pixels(called: str, size: str = "too many pixels") -> DatasetError:
     return DatasetError(
-        f"{shown(path)} has {size}; {MAX_PIXELS // 10**6} million are allowed.", "Scale it down."
+        f"{called} has {size}; {MAX_PIXELS // 10**6} million are allowed.", "Scale it down."
     )
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8."""
+    """The EXIF orientation that remains to be applied: 1 (upright) to 8."""
+    if image.format == "TIFF":  # its decoder applies it
+        return 1
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # broken EXIF says nothing about the pixels, which are still good
@@ -170,36 +198,3 @@ def _orientation(image: Image.Image) -> int:
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-
-def _to_rgb(image: Image.Image, background: Colour) -> Image.Image:
-    """`image` as 8-bit RGB. Values keep their meaning: nothing saturates, nothing hidden shows."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _from_deep_grey(image, background)
-    if image.has_transparency_data:
-        over = image.convert("RGBA")
-        flat = Image.new("RGBA", image.size, (*background, 255))
-        return Image.alpha_composite(flat, over).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_deep_grey(image: Image.Image, background: Colour) -> Image.Image:
-    """RGB from one channel of 16-bit, 32-bit or float values, rescaled to 0-255."""
-    values = np.asarray(image).astype(np.float64)  # [H, W]
-    low, high = float(values.min()), float(values.max())
-    if not (np.isfinite(low) and np.isfinite(high) and low >= 0):
-        raise ValueError("its pixels are negative or not finite")
-    if image.mode == "F" and high <= 1:
-        scale = 255.0
-    elif image.mode == "F" and high <= 255:
-        scale = 1.0
-    elif high <= 65535:
-        scale = 1 / 257
-    else:
-        raise ValueError("its pixels have more than 16 bits")
-    grey = np.rint(values * scale).astype(np.uint8)
-    rgb = np.repeat(grey[:, :, None], 3, axis=2)
-    hidden = image.info.get("transparency")  # a 16-bit PNG may name one value as transparent
-    if isinstance(hidden, int):
-        rgb[values == hidden] = background
-    return Image.fromarray(rgb)

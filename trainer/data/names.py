@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 _LONGEST_SHOWN = 120
+_LISTED_AT_MOST = 5
 
 
 def shown(name: Path | str) -> str:
@@ -21,3 +23,10 @@ def shown(name: Path | str) -> str:
         return text
     half = _LONGEST_SHOWN // 2
     return f"{text[:half]}…{text[-half:]}"
+
+
+def listed(names: Sequence[Path | str]) -> str:
+    """The first few names, and how many more there are."""
+    few = ", ".join(shown(name) for name in names[:_LISTED_AT_MOST])
+    rest = len(names) - _LISTED_AT_MOST
+    return f"{few} and {rest} more" if rest > 0 else few
