@@ -1,0 +1,110 @@
+"""Trains the UNet: it takes noise off latents, told by a caption what they show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from trainer.model.embedded.build_loop import DEVICE, Plan, initialise, train
+from trainer.model.embedded.build_text import WIDTH
+from trainer.model.embedded.build_vae import SCALING_FACTOR, to_tensor
+from trainer.model.embedded.drawings import Pixels
+
+CHANNELS = (64, 128, 192)
+EMPTY_SHARE = 0.1
+
+
+def new_unet() -> UNet2DConditionModel:
+    """An untrained UNet: attention at 8×8 and 4×4, none at 16×16 where it costs most."""
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1,
+        block_out_channels=CHANNELS, norm_num_groups=16, cross_attention_dim=WIDTH,
+        attention_head_dim=tuple(c // 32 for c in CHANNELS),   # the number of heads
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
+    initialise(unet, zero=("conv2", "proj_out", "conv_out"))
+    unet.set_attn_processor(AttnProcessor())   # fused attention is slower backwards on a CPU
+    return unet.to(DEVICE)
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule, with v-prediction."""
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction",
+        timestep_spacing="trailing")
+
+
+@torch.no_grad()
+def encode_all(vae: AutoencoderKL, pixels: Pixels, path: Path) -> NDArray[np.float16]:
+    """Latents of all pictures, scaled, [N, 4, 16, 16]; kept on disk."""
+    if not path.exists():
+        latents = np.concatenate([
+            (vae.encode(to_tensor(pixels[i:i + 250])).latent_dist.mode() * SCALING_FACTOR)
+            .half().cpu().numpy() for i in range(0, len(pixels), 250)])
+        partly = path.with_suffix(".partly.npy")
+        np.save(partly, latents)
+        partly.rename(path)
+    stored: NDArray[np.float16] = np.load(path)
+    return stored
+
+
+class Denoising:
+    """Plain v-prediction error at timesteps spread evenly over the batch.
+
+    v = sqrt(a) noise - sqrt(1 - a) latents, a the cumulative product of the schedule's alphas
+    (arXiv 2202.00512). One caption in ten is empty, for classifier-free guidance.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, encoder: CLIPTextModel,
+                 latents: NDArray[np.float16], tokens: NDArray[np.int16], empty: Tensor,
+                 batch: int) -> None:
+        self.unet, self.encoder, self.empty, self.batch = unet, encoder.eval(), empty, batch
+        self.latents, self.tokens = latents, tokens
+        self.alphas = new_scheduler().alphas_cumprod.to(DEVICE)
+
+    def __call__(self, generator: torch.Generator, share: float) -> tuple[Tensor, dict[str, float]]:
+        size = self.batch
+        picks = torch.randint(0, len(self.latents), (size,), generator=generator).numpy()
+        which = torch.randint(0, self.tokens.shape[1], (size,), generator=generator).numpy()
+        latents = torch.from_numpy(self.latents[picks].astype(np.float32)).to(DEVICE)
+        tokens = torch.from_numpy(self.tokens[picks, which].astype(np.int64))
+        tokens[torch.rand(size, generator=generator) < EMPTY_SHARE] = self.empty
+        noise = torch.randn(latents.shape, generator=generator).to(DEVICE)
+        steps = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+        return self.error(latents, tokens.to(DEVICE), noise, (steps * 1000).long().to(DEVICE)), {}
+
+    def error(self, latents: Tensor, tokens: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        """The mean squared error of predicted v; latents and noise [B, 4, 16, 16], steps [B]."""
+        with torch.no_grad():
+            context = self.encoder(tokens).last_hidden_state
+        a = self.alphas[steps][:, None, None, None]
+        noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
+        target = a.sqrt() * noise - (1 - a).sqrt() * latents
+        return F.mse_loss(self.unet(noisy, steps, context).sample, target)
+
+
+@torch.no_grad()
+def probe_error(task: Denoising, latents: Tensor, tokens: Tensor) -> float:
+    """The error on scenes held out, at seven fixed timesteps with fixed noise."""
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(5)).to(DEVICE)
+    errors = [task.error(latents, tokens.to(DEVICE), noise,
+                         torch.full((len(latents),), step, device=DEVICE)).item()
+              for step in (50, 200, 350, 500, 650, 800, 950)]
+    return sum(errors) / len(errors)
+
+
+def train_unet(work: Path, name: str, unet: UNet2DConditionModel, task: Denoising, minutes: float,
+               rate: float, flat: float) -> None:
+    """Trains the UNet for a budget of minutes; its averaged weights end up in it."""
+    train(Plan(name, unet, task, minutes, rate=rate, flat=flat, ema=0.9985), work)
+
+

@@ -1,0 +1,147 @@
+"""Trains the VAE: 64×64 pixels to 16×16×4 latents and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from trainer.model.embedded.build_loop import DEVICE, Plan, initialise, save, train
+from trainer.model.embedded.drawings import Pixels, store
+
+SCALING_FACTOR = 0.18215
+"""What Stable Diffusion's tools multiply latents by; folded into the weights, see `fold`."""
+
+SCENES, DOODLES, SEED = 50_000, 2_000, 1
+PROBES, PROBE_SEED = 1_000, 2
+
+
+def new_vae() -> AutoencoderKL:
+    """An untrained VAE."""
+    vae = AutoencoderKL(
+        block_out_channels=(24, 48, 96),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1, norm_num_groups=4, latent_channels=4, mid_block_add_attention=False,
+        sample_size=64, scaling_factor=SCALING_FACTOR,
+    )
+    initialise(vae, zero=("conv2",))
+    return vae.to(DEVICE, memory_format=torch.channels_last)
+
+
+def to_tensor(pixels: Pixels) -> Tensor:
+    """Pictures as the VAE takes them: [N, 3, H, W], -1..1."""
+    return torch.from_numpy(pixels).to(DEVICE).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def disguise(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Flips, and in a third of the batches strange colours: for what the world does not draw."""
+    for axis in (2, 3):
+        if torch.rand((), generator=generator) < 0.5:
+            pictures = pictures.flip(axis)
+    if torch.rand((), generator=generator) < 0.2:
+        pictures = pictures[:, torch.randperm(3, generator=generator)]
+    if torch.rand((), generator=generator) < 0.12:
+        pictures = -pictures
+    return pictures
+
+
+def edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences between neighbouring pixels, down and across."""
+    return pictures.diff(dim=2), pictures.diff(dim=3)
+
+
+def distance(out: Tensor, pictures: Tensor) -> Tensor:
+    """How far reconstructions are off: L1, squared error, and L1 on the edges."""
+    edge = sum(F.l1_loss(a, b) for a, b in zip(edges(out), edges(pictures), strict=True))
+    return F.l1_loss(out, pictures) + F.mse_loss(out, pictures) + 0.25 * edge
+
+
+class VaeLoss:
+    """Reconstruction of random crops at first, then of whole pictures, and a little KL."""
+
+    def __init__(self, vae: AutoencoderKL, work: Path) -> None:
+        self.vae = vae
+        self.scenes = store(work, "scenes", SCENES, SEED)
+        self.doodles = store(work, "doodles", DOODLES, SEED, doodles=True)
+
+    def __call__(self, generator: torch.Generator, share: float) -> tuple[Tensor, dict[str, float]]:
+        batch, crop = (16, 32) if share < 0.6 else (6, 64)
+        pictures = disguise(self._pictures(batch, generator), generator)
+        top, left = torch.randint(0, 65 - crop, (2,), generator=generator).tolist()
+        pictures = pictures[:, :, top:top + crop, left:left + crop]
+        posterior = self.vae.encode(pictures).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(DEVICE)
+        out = self.vae.decode(posterior.mean + posterior.std * noise).sample
+        loss = distance(out, pictures) + 2e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+        return loss, {"l1": F.l1_loss(out, pictures).item()}
+
+    def _pictures(self, batch: int, generator: torch.Generator) -> Tensor:
+        of_scenes = torch.randint(0, SCENES, (batch - batch // 5,), generator=generator)
+        of_doodles = torch.randint(0, DOODLES, (batch // 5,), generator=generator)
+        return torch.cat([to_tensor(self.scenes[of_scenes.numpy()]),
+                          to_tensor(self.doodles[of_doodles.numpy()])])
+
+
+class DecoderLoss(VaeLoss):
+    """The decoder alone, on whole pictures, from the latents that the denoiser will make."""
+
+    def __call__(self, generator: torch.Generator, share: float) -> tuple[Tensor, dict[str, float]]:
+        pictures = disguise(self._pictures(6, generator), generator)
+        with torch.no_grad():
+            latents = self.vae.encode(pictures).latent_dist.mode()
+        out = self.vae.decode(latents).sample
+        return distance(out, pictures), {"l1": F.l1_loss(out, pictures).item()}
+
+
+@torch.no_grad()
+def fold(vae: AutoencoderKL, pictures: Tensor) -> None:
+    """Rescales the latents so that `latents * SCALING_FACTOR` has mean 0 and deviation 1 in each
+    channel, by changing the convolutions on both sides of them; reconstructions stay as they are.
+    """
+    means = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in torch.split(pictures, 50)])
+    mean, deviation = means.mean((0, 2, 3)), means.std((0, 2, 3))
+    gain = 1 / (deviation * SCALING_FACTOR)   # z' = (z - mean) * gain
+    before, after = vae.quant_conv, vae.post_quant_conv
+    assert isinstance(before, nn.Conv2d) and isinstance(after, nn.Conv2d)
+    assert before.bias is not None and after.bias is not None
+    before.weight[:4] *= gain[:, None, None, None]
+    before.bias[:4] = (before.bias[:4] - mean) * gain
+    before.bias[4:] += 2 * gain.log()
+    after.bias += (after.weight[:, :, 0, 0] * mean).sum(1)
+    after.weight /= gain[None, :, None, None]
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
+    """Peak signal-to-noise ratio of reconstructions in dB, over all pixels of all pictures."""
+    outs = torch.cat([vae.decode(vae.encode(chunk).latent_dist.mode()).sample.clamp(-1, 1)
+                      for chunk in torch.split(pictures, 50)])
+    error = ((outs - pictures) / 2).square().mean()
+    return float(-10 * error.log10())
+
+
+def train_vae(work: Path, minutes: float) -> None:
+    """Trains the VAE and leaves `vae-done.pt` in the work folder."""
+    torch.manual_seed(0)
+    vae = new_vae()
+    train(Plan("vae", vae, VaeLoss(vae, work), minutes, rate=2e-3, flat=0.3, ema=0.995), work)
+    probe = to_tensor(store(work, "probe", PROBES, PROBE_SEED)[:300])
+    fold(vae, probe)
+    print({"psnr": psnr(vae, probe)}, flush=True)
+    save(work / "vae-done.pt", vae.state_dict())
+
+
+def train_decoder(work: Path, minutes: float) -> None:
+    """Trains the finished VAE's decoder further; the latents, and a UNet that makes them, stay."""
+    vae = new_vae()
+    vae.load_state_dict(torch.load(work / "vae-done.pt", map_location=DEVICE, weights_only=True))
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+    plan = Plan("decoder", vae, DecoderLoss(vae, work), minutes, rate=1e-3, flat=0.2, ema=0.995)
+    train(plan, work)
+    print({"psnr": psnr(vae, to_tensor(store(work, "probe", PROBES, PROBE_SEED)[:300]))})
+    save(work / "decoder-done.pt", vae.state_dict())
