@@ -81,6 +81,24 @@ class Validated(Event):
     held_out: float | None = None
     base_held_out: float | None = None
 
+    @property
+    def improvement(self) -> float | None:
+        """The share by which the held-out loss is below the base's; None if none was measured."""
+        if self.held_out is None or not self.base_held_out:
+            return None
+        return 1 - self.held_out / self.base_held_out
+
+    @property
+    def words(self) -> str:
+        """The measurement in a sentence."""
+        share = self.improvement
+        which, now, before = "held-out", self.held_out, self.base_held_out
+        if share is None or now is None or before is None:
+            which, now, before = "training", self.training, self.base_training
+            share = 1 - now / before
+        side = "below" if share >= 0 else "above"
+        return f"loss on {which} images {now:.4f}, {abs(share):.1%} {side} the base's {before:.4f}"
+
 
 class CheckpointSaved(Event):
     """A checkpoint is on disk; `file` is its adapter, relative to the run directory."""

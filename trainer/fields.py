@@ -155,9 +155,14 @@ def from_text(leaf: Leaf, text: str) -> Any:
     if leaf.optional and text.strip().lower() in ("", "none"):
         return None
     if leaf.kind == "switch":
-        return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.get(
-            text.strip().lower(), text
-        )
+        return {
+            "true": True,
+            "yes": True,
+            "on": True,
+            "false": False,
+            "no": False,
+            "off": False,
+        }.get(text.strip().lower(), text)
     return text  # pydantic reads numbers, paths and choices from text, and says what is wrong
 
 
@@ -198,4 +203,3 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-

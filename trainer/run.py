@@ -11,7 +11,6 @@ The status of a run is derived from these and stored nowhere, so that no crash c
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -259,5 +258,3 @@ def derive_status(
     elif state is State.DRAFT and locked:
         state = State.STARTING
     return Status(state=state, **figures)  # type: ignore[arg-type]
-
-

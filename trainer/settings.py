@@ -161,7 +161,9 @@ class Samples(Section):
 class Output(Section):
     """The adapter file."""
 
-    name: str = Field(default="adapter", min_length=1, max_length=100, pattern=r"^[^/\\\x00-\x1f]+$")
+    name: str = Field(
+        default="adapter", min_length=1, max_length=100, pattern=r"^[^/\\\x00-\x1f]+$"
+    )
     """Name shown by tools that load the file."""
     precision: Precision = "fp16"
     """Number format of the file."""
@@ -172,7 +174,7 @@ class Output(Section):
 class Settings(Section):
     """Everything that decides what a run does."""
 
-    version: Literal[1] = FORMAT_VERSION
+    version: Literal[1] = 1
     """Version of this format."""
     base: Base = Base()
     dataset: Dataset = Dataset()
@@ -208,8 +210,13 @@ def parse(tree: dict[str, Any]) -> Settings:
         raise SettingsError([Problem("version", f"must be a number from 1 to {FORMAT_VERSION}")])
     if version > FORMAT_VERSION:
         raise SettingsError(
-            [Problem("version", f"is {version}, but this program knows versions up to "
-                                f"{FORMAT_VERSION}; install a newer LoRA Atelier")]
+            [
+                Problem(
+                    "version",
+                    f"is {version}, but this program knows versions up to "
+                    f"{FORMAT_VERSION}; install a newer LoRA Atelier",
+                )
+            ]
         )
     for step in range(version, FORMAT_VERSION):
         tree = _MIGRATIONS[step](tree)

@@ -1,7 +1,7 @@
 """What a base reference is, and which family of Stable Diffusion it belongs to. No torch here.
 
-A reference is `embedded` (the small base that ships), a hub id such as `owner/name`, a folder in the
-diffusers layout, or a single `.safetensors` file.
+A reference is `embedded` (the small base that ships), a hub id such as `owner/name`, a folder in
+the diffusers layout, or a single `.safetensors` file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Family(StrEnum):
     SDXL = "sdxl"
 
     @property
-    def title(self) -> str:
+    def full_name(self) -> str:
         return {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}[self]
 
 

@@ -28,26 +28,33 @@ class Strength(_Message):
     text_encoder: float | None = Field(default=None, ge=-4, le=4)
 
 
-class Render(_Message):
-    """Please draw `prompt`, once for each factor in `strip`, and save the images as PNG.
+class Drawing(_Message):
+    """Draw `prompt`, once for each factor in `strip`.
 
-    Each image has all `adapters`, their strengths multiplied by its factor. The images go to
-    `folder/00.png`, `01.png`, …, and all of a strip come from one batch with one seed, so that only
-    the strength differs. `width` and `height` are pixels, by default the base's own size.
+    Each image has all `adapters`, their strengths multiplied by its factor. All of a strip come
+    from one batch with one seed, so that only the strength differs. `width` and `height` are
+    pixels, by default the base's own size; `guidance` is the classifier-free guidance scale.
     """
 
-    type: Literal["render"] = "render"
-    id: str = Field(min_length=1, max_length=64)
-    base: str
-    adapters: tuple[Strength, ...] = ()
+    base: str = Field(min_length=1, max_length=1000)
+    adapters: tuple[Strength, ...] = Field(default=(), max_length=16)
     prompt: str = Field(max_length=4000)
     negative_prompt: str = Field(default="", max_length=4000)
-    strip: tuple[float, ...] = Field(default=(1.0,), min_length=1, max_length=16)
+    strip: tuple[Annotated[float, Field(ge=-4, le=4)], ...] = Field(
+        default=(1.0,), min_length=1, max_length=16
+    )
     seed: int = Field(default=0, ge=0, lt=2**32)
     steps: int = Field(default=20, ge=1, le=1000)
     guidance: float = Field(default=7.0, ge=1, le=50)
     width: int | None = Field(default=None, ge=32, le=2048, multiple_of=8)
     height: int | None = Field(default=None, ge=32, le=2048, multiple_of=8)
+
+
+class Render(Drawing):
+    """Please draw, and save the images as `folder/00.png`, `01.png`, …"""
+
+    type: Literal["render"] = "render"
+    id: str = Field(min_length=1, max_length=64)
     folder: Path
 
 
@@ -101,8 +108,6 @@ class Refused(_Message):
 
 
 Request = Annotated[Render | Cancel, Field(discriminator="type")]
-Answer = Annotated[
-    Loading | Progress | Rendered | Cancelled | Refused, Field(discriminator="type")
-]
+Answer = Annotated[Loading | Progress | Rendered | Cancelled | Refused, Field(discriminator="type")]
 REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
 ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)

@@ -1,0 +1,32 @@
+"""What many tests share: tiny bases and a small dataset, made once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+# Tiny models are faster on one thread, and processes that tests start side by side do not fight.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random SD 1.x base in the diffusers layout."""
+    from tests import tiny
+
+    return tiny.stable_diffusion(tmp_path_factory.mktemp("bases") / "sd1")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight captioned images of two shapes."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(8):
+        size = (96, 64) if index % 3 == 0 else (64, 64)
+        shade = (20 * index, 255 - 30 * index, 128)
+        Image.new("RGB", size, shade).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"picture number {index}")
+    return folder

@@ -1,0 +1,96 @@
+"""The command line: subcommands, their flags, and how errors reach the terminal.
+
+Exit codes: 0 done, 1 a failure while working, 2 a mistake in what was asked. Torch is imported by
+the commands that need it, so that `--help` and a mistyped flag answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from trainer import cli_adapters, cli_preview, cli_train
+from trainer.errors import AtelierError, SettingsError
+
+Register = Callable[["argparse._SubParsersAction[argparse.ArgumentParser]"], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes dashes for underscores in flags, and says mistakes in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        given = [_canonical(argument) for argument in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(given, namespace)
+
+
+def run(arguments: Sequence[str], more: Sequence[Register] = ()) -> int:
+    """Runs one command; returns its exit code. `more` adds commands that live above this package,
+    such as `serve`."""
+    parser = build(more)
+    try:
+        chosen, unknown = parser.parse_known_args(list(arguments))
+        if unknown:
+            return _refuse_unknown(parser, chosen, unknown)
+        return int(chosen.run(chosen) or 0)
+    except SystemExit as exit_:  # argparse has said what is wrong, or printed its help
+        return int(exit_.code or 0)
+    except SettingsError as error:
+        for problem in error.problems:
+            print(f"atelier: {problem}", file=sys.stderr)
+        return error.exit_code
+    except AtelierError as error:
+        print(f"atelier: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("atelier: interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has left
+        return 1
+
+
+def build(more: Sequence[Register] = ()) -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `run`, a function of the parsed arguments."""
+    parser: argparse.ArgumentParser = Parser(
+        prog="atelier",
+        description="Train, preview and compose LoRA adapters for Stable Diffusion.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    cli_train.register(commands)
+    cli_preview.register(commands)
+    cli_adapters.register(commands)
+    for register in more:
+        register(commands)
+    return parser
+
+
+def _refuse_unknown(
+    parser: argparse.ArgumentParser, chosen: argparse.Namespace, unknown: Sequence[str]
+) -> int:
+    first = next((argument for argument in unknown if argument.startswith("-")), unknown[0])
+    name = first.split("=")[0].lstrip("-")
+    known = getattr(chosen, "flags", ())
+    nearest = difflib.get_close_matches(name, known, n=1) or _by_last_part(name, known)
+    hint = f"; did you mean --{nearest[0]}?" if nearest else "; see --help"
+    print(f"atelier: there is no {first.split('=')[0]}{hint}", file=sys.stderr)
+    return 2
+
+
+def _by_last_part(name: str, known: Sequence[str]) -> list[str]:
+    last_parts = {flag.rpartition(".")[2]: flag for flag in known}
+    match = difflib.get_close_matches(name.rpartition(".")[2], last_parts, n=1)
+    return [last_parts[match[0]]] if match else []
+
+
+def _canonical(argument: str) -> str:
+    """`--optimizer.learning-rate=1` is `--optimizer.learning_rate=1`."""
+    if not argument.startswith("--") or argument == "--":
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
