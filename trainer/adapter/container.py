@@ -110,8 +110,8 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         tree = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError):
         raise AdapterError(f"{path} has a header that is not JSON.", _GET_IT_AGAIN) from None
-    if not isinstance(tree, dict):
-        raise AdapterError(f"{path} has a header that is not a JSON object.", _GET_IT_AGAIN)
+    if not isinstance(tree, dict) or not _is_text(tree):
+        raise AdapterError(f"{path} has a header that is not a JSON object of text.", _GET_IT_AGAIN)
     return tree
 
 
@@ -119,6 +119,15 @@ def _metadata(path: Path, tree: object) -> dict[str, str]:
     if not isinstance(tree, dict) or not all(isinstance(value, str) for value in tree.values()):
         raise AdapterError(f"{path} has metadata that is not text.", _GET_IT_AGAIN)
     return tree
+
+
+def _is_text(tree: object) -> bool:
+    """Whether all of a header can be written again: JSON can spell half characters, UTF-8 not."""
+    try:
+        json.dumps(tree, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _entries(path: Path, tree: dict[str, Any], available: int) -> dict[str, Entry]:

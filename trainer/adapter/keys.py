@@ -34,6 +34,7 @@ _FLAT_PARTS = {
     "lora_te_": "text_encoder",
     "lycoris_": "unet",
 }
+FLAT_PREFIXES = tuple(_FLAT_PARTS)
 _DOTTED_PARTS = {
     "unet.": "unet",
     "text_encoder_2.": "text_encoder_2",
@@ -92,6 +93,8 @@ _EDGES_FROM_SGM = {
 }
 _EDGES_TO_SGM = {new: old for old, new in _EDGES_FROM_SGM.items()}
 
+_THREE_BY_THREE = re.compile(r"^unet\.(.*\.(conv[12]|conv)|conv_in|conv_out)$")
+
 
 def split(key: str) -> tuple[str, str] | None:
     """The canonical module path and the role of one tensor of an adapter file.
@@ -147,6 +150,12 @@ def kohya_name(path: str, family: Family) -> str | None:
         return None
     name = prefix + target.replace(".", "_")
     return name if canonical(name) == path else None
+
+
+def kernel_size(path: str) -> int:
+    """The side of a layer's convolution kernel, which is the same in all families: 3, or 1 where
+    the layer is linear or a convolution of single pixels."""
+    return 3 if _THREE_BY_THREE.search(path) else 1
 
 
 def from_sgm(module: str) -> str:

@@ -6,19 +6,25 @@ understood is listed, never dropped in silence. Pickles are never opened.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from trainer.adapter import algebra
+from trainer.adapter.algebra import Cut, Error
+from trainer.adapter.assemble import assemble
 from trainer.adapter.container import Container, read_container
 from trainer.adapter.factors import Adapter, LowRank
-from trainer.adapter.header import Header
-from trainer.adapter.keys import Form, split
-from trainer.adapter.recognise import recognise_family
+from trainer.adapter.header import Header, describe
+from trainer.adapter.keys import Form, kernel_size
+from trainer.adapter.lycoris import DoRA, Layer, to_low_rank
+from trainer.adapter.peft import Scaling, scalings
 from trainer.errors import AdapterError
 from trainer.model.bases import Family
 
@@ -31,103 +37,114 @@ class LoadedAdapter:
     """An adapter read from a file.
 
     Attributes:
+        layers: by module path, each of the kind that the file holds.
         family: None if nothing in the file tells; shapes decide then whether it fits a base.
         unused: keys that were not understood, in the order of the file.
+        form: how the file names its layers.
     """
 
-    adapter: Adapter
+    path: Path
+    layers: Mapping[str, Layer]
     header: Header
     family: Family | None
     unused: tuple[str, ...]
     form: Form
 
+    @property
+    def kinds(self) -> Mapping[str, int]:
+        """How many layers there are of each kind: LowRank, LoHa, LoKr, Full, DoRA."""
+        return Counter(type(layer).__name__ for layer in self.layers.values())
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """The layers as plain factors, exactly.
+
+        Raises:
+            AdapterError: if a layer is DoRA, which needs the base: use `plain`.
+        """
+        return self.plain()[0]
+
+    def plain(
+        self, cut: Cut | None = None, base_weights: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, LowRank], Error]:
+        """The layers as plain factors, with what a `cut` loses; exactly without one.
+
+        `base_weights` are the base's, by module path; DoRA needs those of its layers.
+
+        Raises:
+            AdapterError: if a weight that DoRA needs is not given.
+        """
+        adapter, lost, energies = {}, {}, {}
+        for module, layer in self.layers.items():
+            if isinstance(layer, LowRank) and cut is None:
+                adapter[module], lost[module], energies[module] = layer, 0.0, 1.0
+                continue
+            weight = base_weights.get(module) if base_weights else None
+            if isinstance(layer, DoRA) and weight is None:
+                raise AdapterError(
+                    f"{self.path} is a DoRA adapter, whose effect depends on the base's weights.",
+                    "Give the base as well; it is then converted to a plain LoRA.",
+                )
+            adapter[module], lost[module], energies[module] = to_low_rank(layer, cut, weight)
+        return adapter, algebra.error(lost, energies)
+
 
 def load(path: Path) -> LoadedAdapter:
-    """The adapter in a `.safetensors` file; its factors are in fp32 on the CPU.
+    """The adapter in a `.safetensors` file, in fp32 on the CPU.
 
     Raises:
         AdapterError: if the file is missing, is of another kind, is broken, or holds no adapter.
     """
     container = read_container(path)
-    roles, unused = _roles(container)
-    if not roles:
+    found = describe(path, container)
+    if not found.roles:
         raise AdapterError(f"{path} holds no adapter: {_what_it_is(container)}.")
-    tensors = _tensors(path, container, roles)
-    adapter = {module: _low_rank(path, module, parts) for module, parts in tensors.items()}
-    shapes = {key: entry.shape for key, entry in container.tensors.items()}
-    family = recognise_family(shapes, container.metadata)
-    header = Header.from_metadata(container.metadata, name=path.stem)
-    flat = sum(key.startswith(("lora_", "lycoris_")) for key in container.tensors)
-    form: Form = "kohya" if 2 * flat > len(container.tensors) else "diffusers"
-    return LoadedAdapter(adapter, replace(header, family=family), family, unused, form)
+    tensors = _tensors(path, container, found.roles)
+    configured = scalings(path, container.metadata)
+    layers = {module: _layer(path, module, parts, configured) for module, parts in tensors.items()}
+    return LoadedAdapter(path, layers, found.header, found.family, found.unused, found.form)
 
 
-def _roles(container: Container) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
-    """Keys by module path and role, and the keys that mean nothing to us."""
-    roles: dict[str, dict[str, str]] = {}
-    unused = []
-    for key in container.tensors:
-        named = split(key)
-        if named is None or named[1] in roles.get(named[0], {}):
-            unused.append(key)
-        else:
-            roles.setdefault(named[0], {})[named[1]] = key
-    for module in [module for module, parts in roles.items() if parts.keys() <= {"alpha"}]:
-        unused.extend(roles.pop(module).values())
-    return roles, tuple(unused)
+def _layer(
+    path: Path, module: str, parts: Mapping[str, Tensor], configured: Mapping[str, Scaling]
+) -> Layer:
+    part, _, rest = module.partition(".")
+    scaling = configured.get(part) or configured.get("")
+    alpha = None
+    if scaling and "down" in parts and parts["down"].dim():
+        alpha = scaling.effective_alpha(rest, parts["down"].shape[0])
+    try:
+        return assemble(parts, kernel=kernel_size(module), alpha=alpha)
+    except ValueError as error:
+        raise AdapterError(f"{path}: the layer {module} {error}.", _GET_IT_AGAIN) from None
 
 
 def _tensors(
     path: Path, container: Container, roles: Mapping[str, Mapping[str, str]]
 ) -> dict[str, dict[str, Tensor]]:
     """The tensors by module path and role, in fp32, all finite."""
+    found: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            found: dict[str, dict[str, Tensor]] = {}
             for module, parts in roles.items():
+                found[module] = {}
                 for role, key in parts.items():
                     if container.tensors[key].dtype not in _FLOATS:
                         raise AdapterError(
                             f"{path}: {key} holds {container.tensors[key].dtype} values, "
                             "which is no format for an adapter."
                         )
+                    # A copy: the file's memory is mapped, and the file may change.
                     tensor = file.get_tensor(key).to(torch.float32, copy=True)
                     if not torch.isfinite(tensor).all():
                         raise AdapterError(
                             f"{path}: {key} has values that are not finite.",
                             "The adapter is broken; its training may have diverged.",
                         )
-                    found.setdefault(module, {})[role] = tensor
-            return found
+                    found[module][role] = tensor
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} cannot be read: {error}.", _GET_IT_AGAIN) from None
-
-
-def _low_rank(path: Path, module: str, parts: Mapping[str, Tensor]) -> LowRank:
-    down, up = parts.get("down"), parts.get("up")
-    if down is None or up is None:
-        raise AdapterError(f"{path}: {module} lacks one of its two factors.", _GET_IT_AGAIN)
-    fits = (
-        down.dim() in (2, 4)
-        and up.dim() in (2, 4)
-        and up.shape[1] == down.shape[0] > 0
-        and up.shape[2:].numel() == 1
-        and min(*down.shape, *up.shape) > 0
-    )
-    if not fits:
-        raise AdapterError(
-            f"{path}: the factors of {module}, {_shape(down)} and {_shape(up)}, do not fit.",
-            _GET_IT_AGAIN,
-        )
-    up = up.reshape(*up.shape[:2], *([1, 1] if down.dim() == 4 else []))
-    alpha = parts.get("alpha")
-    if alpha is not None and alpha.numel() != 1:
-        raise AdapterError(f"{path}: the alpha of {module} is not one number.", _GET_IT_AGAIN)
-    return LowRank(down, up, float(down.shape[0]) if alpha is None else float(alpha))
-
-
-def _shape(tensor: Tensor) -> str:
-    return "×".join(str(size) for size in tensor.shape)
+    return found
 
 
 def _what_it_is(container: Container) -> str:
@@ -137,8 +154,12 @@ def _what_it_is(container: Container) -> str:
         return "it is empty"
     if any(key.startswith("model.diffusion_model.") for key in keys):
         return "it is a whole checkpoint, to be given as a base"
-    if any(key.startswith(("down_blocks.", "encoder.", "decoder.", "text_model.")) for key in keys):
-        return "it is a part of a base model"
     if any("emb_params" in key or key in ("clip_l", "clip_g", "<embedding>") for key in keys):
         return "it is a textual-inversion embedding"
+    if any(".oft_blocks" in key or ".oft_diag" in key for key in keys):
+        return "it is of the OFT kind, which is not supported"
+    if any(key.endswith((".a1.weight", ".on_input")) for key in keys):
+        return "it is of the GLoRA or IA3 kind, which is not supported"
+    if any(key.startswith(("down_blocks.", "encoder.", "decoder.", "text_model.")) for key in keys):
+        return "it is a part of a base model"
     return f"none of its {len(keys)} tensors has the name of an adapter's"

@@ -1,0 +1,150 @@
+"""The other kinds of adapter that files hold, and their plain low-rank form.
+
+LoHa and LoKr (LyCORIS: Yeh et al., 2023, arXiv:2309.14859; LoHa after FedPara, arXiv:2108.06098),
+full differences, and DoRA (Liu et al., 2024, arXiv:2402.09353). Every kind gives its ΔW;
+`to_low_rank` turns it into the one kind that our layers compute, exactly unless asked otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.adapter.algebra import Cut, dense_spectrum, inner, product_spectrum, truncated
+from trainer.adapter.factors import LowRank
+
+
+@dataclass(frozen=True)
+class LoHa:
+    """ΔW = scale · (up1 @ down1) ∘ (up2 @ down2), the entrywise product of two low-rank matrices.
+
+    up [out, r], down [r, in(, kh, kw)], for both.
+    """
+
+    up1: Tensor
+    down1: Tensor
+    up2: Tensor
+    down2: Tensor
+    scale: float
+
+    def delta(self) -> Tensor:
+        """ΔW [out, in(, kh, kw)]."""
+        one = torch.einsum("or,r...->o...", self.up1, self.down1)
+        two = torch.einsum("or,r...->o...", self.up2, self.down2)
+        return self.scale * one * two
+
+    def factors(self) -> LowRank:
+        """Exactly ΔW at rank r²: the entries of a row multiply pair by pair (Khatri & Rao)."""
+        up = torch.einsum("or,os->ors", self.up1, self.up2).flatten(1)
+        down = torch.einsum("r...,s...->rs...", self.down1, self.down2).flatten(0, 1)
+        return _low_rank(up, down, self.scale)
+
+
+@dataclass(frozen=True)
+class LoKr:
+    """ΔW = scale · left ⊗ (up @ down), the Kronecker product of a small matrix and a low-rank one.
+
+    left [a, b], up [c, r], down [r, d(, kh, kw)]; ΔW [a·c, b·d(, kh, kw)]. A second matrix that the
+    file holds whole is `down` with the identity as `up`.
+    """
+
+    left: Tensor
+    up: Tensor
+    down: Tensor
+    scale: float
+
+    def delta(self) -> Tensor:
+        """ΔW [out, in(, kh, kw)]."""
+        right = torch.einsum("cr,rd...->cd...", self.up, self.down)
+        product = torch.einsum("ab,cd...->acbd...", self.left, right)
+        return self.scale * product.flatten(0, 1).flatten(1, 2)
+
+    def factors(self) -> LowRank:
+        """Exactly ΔW at rank min(a, b)·r, by (L₁L₂) ⊗ (UD) = (L₁ ⊗ U)(L₂ ⊗ D)."""
+        rows, columns = self.left.shape
+        thin = rows > columns
+        first = self.left if thin else torch.eye(rows)
+        second = torch.eye(columns) if thin else self.left
+        up = torch.kron(first, self.up)
+        down = torch.einsum("ab,rd...->arbd...", second, self.down).flatten(0, 1).flatten(1, 2)
+        return _low_rank(up, down, self.scale)
+
+
+@dataclass(frozen=True)
+class Full:
+    """ΔW itself, [out, in(, kh, kw)]."""
+
+    weight: Tensor
+
+    def delta(self) -> Tensor:
+        """ΔW [out, in(, kh, kw)]."""
+        return self.weight
+
+
+Additive = LowRank | LoHa | LoKr | Full
+
+
+@dataclass(frozen=True)
+class DoRA:
+    """W' = (W + Δ) · magnitude / ‖W + Δ‖: a direction learned apart from its magnitude.
+
+    The shape of `magnitude` says what has a norm of its own: [1, in(, 1, 1)] each input channel,
+    [out, 1(, 1, 1)] each output channel. What it adds to W depends on W.
+    """
+
+    direction: Additive
+    magnitude: Tensor
+
+    def delta(self, base_weight: Tensor) -> Tensor:
+        """W' − W for the base's weight W [out, in(, kh, kw)]."""
+        weight = base_weight.float()
+        merged = weight + self.direction.delta().reshape(weight.shape)
+        channel = 1 if self.magnitude.shape[0] == 1 else 0
+        others = [dim for dim in range(weight.dim()) if dim != channel]
+        norms = torch.linalg.vector_norm(merged, dim=others, keepdim=True)
+        size = self.magnitude.reshape(norms.shape)
+        gain: Tensor = size / norms.clamp(min=torch.finfo(torch.float32).eps)
+        return merged * gain - weight
+
+
+Layer = Additive | DoRA
+
+
+def to_low_rank(
+    layer: Layer, cut: Cut | None = None, base_weight: Tensor | None = None
+) -> tuple[LowRank, float, float]:
+    """A layer of any kind as plain factors, with ‖Δ − Δ'‖² and ‖Δ‖².
+
+    Without a cut the result is exact: LoHa and LoKr at the rank of their own factors where that is
+    below the full rank, all else at full rank. DoRA needs the base's weight.
+
+    Raises:
+        ValueError: for DoRA without a base weight.
+    """
+    if isinstance(layer, DoRA):
+        if base_weight is None:
+            raise ValueError("DoRA has no ΔW without its base's weight")
+        layer = Full(layer.delta(base_weight))
+    factors = None if isinstance(layer, Full) else _factors(layer)
+    if factors is not None and factors.rank <= min(factors.up.shape[0], factors.down[0].numel()):
+        if cut is None:
+            return factors, 0.0, inner(factors, factors)
+        kernel = tuple(factors.down.shape[2:])
+        spectrum = product_spectrum(factors)
+    else:
+        delta = layer.delta()
+        kernel = tuple(delta.shape[2:])
+        spectrum = dense_spectrum(delta)
+    low_rank, lost = truncated(spectrum, cut or Cut(), kernel)
+    return low_rank, lost, spectrum.energy
+
+
+def _factors(layer: LowRank | LoHa | LoKr) -> LowRank:
+    return layer if isinstance(layer, LowRank) else layer.factors()
+
+
+def _low_rank(up: Tensor, down: Tensor, scale: float) -> LowRank:
+    up = up.reshape(*up.shape, *([1, 1] if down.dim() == 4 else []))
+    return LowRank(down.contiguous(), up.contiguous(), scale * down.shape[0])
