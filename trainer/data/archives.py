@@ -92,7 +92,7 @@ class Archive:
                 self._read, self._packed, _RATIO_FREE_BYTES_IN_ALL
             ):
                 raise DatasetError(
-                    f"{shown(self._label)} unpacks to too much, over {self._read / 2**20:,.0f} MiB, "
+                    f"{shown(self._label)} unpacks to over {self._read / 2**20:,.0f} MiB "
                     "and was not read to its end.",
                     "Give the images themselves.",
                 )

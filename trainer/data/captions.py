@@ -28,14 +28,15 @@ _MARKS = (
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption's text, stripped, and how its bytes were read.
-
-    `notice` is a sentence about an encoding that had to be guessed, naming the file.
-    """
+    """A caption's text, stripped, and the encoding in which its file is."""
 
     text: str
     encoding: str = "utf-8"
-    notice: str | None = None
+
+    @property
+    def guessed(self) -> bool:
+        """Whether the file is in something else than UTF-8, which others may read differently."""
+        return self.encoding not in ("utf-8", "utf-8-sig")
 
 
 def read_caption(path: Path, name: str | None = None) -> Caption:
@@ -63,10 +64,7 @@ def read_caption(path: Path, name: str | None = None) -> Caption:
         raise DatasetError(
             f"{called} is not a text: {error}.", "Save it as UTF-8 text or remove it."
         ) from None
-    notice = None
-    if encoding not in ("utf-8", "utf-8-sig"):
-        notice = f"{called} is not UTF-8; it was read as {encoding}."
-    return Caption(text.strip(), encoding, notice)
+    return Caption(text.strip(), encoding)
 
 
 def decode(content: bytes) -> tuple[str, str]:

@@ -64,12 +64,15 @@ class Entry:
 class Listing:
     """The images of a folder, sorted by path, none of them opened yet.
 
-    `problems` are captions and other small files that cannot be used.
+    `problems` are captions and other small files that cannot be used; `recoded`, captions that are
+    not in UTF-8; `orphans`, captions without an image. The notices tell of the latter two as well.
     """
 
     entries: tuple[Entry, ...]
     notices: tuple[str, ...]
     problems: tuple[DatasetError, ...]
+    recoded: tuple[Path, ...] = ()
+    orphans: tuple[Path, ...] = ()
 
 
 def scan(folder: Path) -> Scan:
@@ -130,18 +133,23 @@ def list_folder(folder: Path) -> Listing:
             f"The folder {shown(folder)} holds no images.",
             "It needs PNG, JPEG, WebP, AVIF, BMP, TIFF or GIF files.",
         )
-    entries = sorted(reader.entries, key=lambda entry: entry.image)
-    return Listing(tuple(entries), tuple(reader.notices), tuple(reader.problems))
+    return reader.listing()
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """The files in `folder` and below that are not hidden, sorted."""
+    return sorted(
+        directory / name for directory, names in _walk(folder, notices=[]) for name in names
+    )
 
 
 def image_files(folder: Path) -> list[Path]:
     """The image files in `folder` and below, sorted; masks are none."""
-    return sorted(
-        directory / name
-        for directory, names in _walk(folder, notices=[])
-        for name in names
-        if images.is_image_name(name) and not is_mask_name(name)
-    )
+    return [
+        path
+        for path in visible_files(folder)
+        if images.is_image_name(path.name) and not is_mask_name(path.name)
+    ]
 
 
 def measure_all(entries: Iterable[Entry]) -> Iterator[images.Measured | DatasetError]:
@@ -200,6 +208,8 @@ class _Reader:
     entries: list[Entry] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     problems: list[DatasetError] = field(default_factory=list)
+    _recoded: dict[Path, str] = field(default_factory=dict)  # encodings by caption file
+    _orphans: list[Path] = field(default_factory=list)
     _metadata: dict[Path, str] = field(default_factory=dict)  # captions by image
     _labels: dict[Path, str] = field(default_factory=dict)  # by image
 
@@ -212,7 +222,7 @@ class _Reader:
         stems = {Path(name).stem for name in found}
         for (stem, suffix), name in files.items():
             if suffix in captions.SUFFIXES and stem not in stems:
-                self.notices.append(f"{shown(directory / name)} is a caption without an image.")
+                self._orphans.append(directory / name)
         unnamed: list[str] = []
         for name in found:
             image = directory / name
@@ -235,6 +245,24 @@ class _Reader:
                 f'Without a caption, called "{named_caption}" after the folder: {listed(unnamed)}.'
             )
 
+    def listing(self) -> Listing:
+        """Everything that has been read."""
+        notices = list(self.notices)
+        if self._recoded:
+            files = listed([path.name for path in self._recoded])
+            encodings = " or ".join(sorted(set(self._recoded.values())))
+            notices.append(f"Captions not in UTF-8, read as {encodings}: {files}.")
+        if self._orphans:
+            files = listed([path.name for path in self._orphans])
+            notices.append(f"Captions without an image: {files}.")
+        return Listing(
+            entries=tuple(sorted(self.entries, key=lambda entry: entry.image)),
+            notices=tuple(notices),
+            problems=tuple(self.problems),
+            recoded=tuple(self._recoded),
+            orphans=tuple(self._orphans),
+        )
+
     def _caption(self, image: Path, files: dict[tuple[str, str], str]) -> str:
         for suffix in captions.SUFFIXES:
             name = files.get((image.stem, suffix))
@@ -245,8 +273,8 @@ class _Reader:
             except DatasetError as error:
                 self.problems.append(error)
                 return ""
-            if caption.notice:
-                self.notices.append(caption.notice)
+            if caption.guessed:
+                self._recoded[image.parent / name] = caption.encoding
             return caption.text
         return self._metadata.get(image, "")
 

@@ -6,6 +6,7 @@ Nothing is changed silently: an image is read as its author saw it, or refused b
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -101,6 +102,12 @@ def resize_and_crop(image: Image.Image, size: Size, box: Box) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
+def digest(path: Path) -> bytes:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()
+
+
 def measure(path: Path, name: str | None = None) -> Measured:
     """Decodes the whole file, as cheaply as that can be done, and returns its size.
 
@@ -110,20 +117,45 @@ def measure(path: Path, name: str | None = None) -> Measured:
         DatasetError: in exactly the cases in which `open_image` does.
     """
     with _decoding(path, name) as image:
-        format_name = image.format or ""
-        orientation = _orientation(image)
-        width, height = image.size
-        # Still reads every byte of the file, but computes an eighth of a JPEG's width and height.
-        image.draft("L", (1, 1))
-        animated = format_name in _ANIMATED and bool(getattr(image, "is_animated", False))
-        image.load()
-        if format_name == "TIFF":  # its decoder has turned it upright by now
-            width, height = image.size
+        measured, _ = _load_small(image, 1)
         if image.mode not in colours.PLAIN_MODES:
             colours.to_rgb(image, WHITE)
+    return measured
+
+
+def preview(path: Path, side: int) -> tuple[Measured, Image.Image]:
+    """What `measure` returns, and the image as `open_image` returns it, but with `side` pixels on
+    its shorter side; smaller ones stay as they are.
+
+    Raises:
+        DatasetError: in exactly the cases in which `open_image` does.
+    """
+    with _decoding(path) as image:
+        measured, orientation = _load_small(image, side)
+        small = _upright(colours.to_rgb(image, WHITE), orientation)
+    scale = side / min(small.size)
+    if scale < 1:
+        size = (max(1, round(small.width * scale)), max(1, round(small.height * scale)))
+        small = small.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return measured, small
+
+
+def _load_small(image: Image.Image, side: int) -> tuple[Measured, int]:
+    """Decodes an opened image, a JPEG at down to an eighth of its size if `side` pixels remain.
+
+    Every byte of the file is read all the same. Returns the orientation, too.
+    """
+    format_name = image.format or ""
+    orientation = _orientation(image)
+    width, height = image.size
+    animated = format_name in _ANIMATED and bool(getattr(image, "is_animated", False))
+    image.draft("RGB", (side, side))
+    image.load()
+    if format_name == "TIFF":  # its decoder has turned it upright by now
+        width, height = image.size
     if orientation in _SIDEWAYS:
         width, height = height, width
-    return Measured(width, height, format_name, animated)
+    return Measured(width, height, format_name, animated), orientation
 
 
 @contextlib.contextmanager

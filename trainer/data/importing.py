@@ -8,7 +8,6 @@ first and moved into place at the end, so that a reader never meets half a file.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import tempfile
@@ -131,8 +130,9 @@ class _Import:
             except DatasetError as error:
                 self._refused.append(Refused.because(piece.name, error))
                 continue
-            if caption.notice:
-                self._notices.append(caption.notice)
+            if caption.guessed:
+                name = shown(str(piece.name))
+                self._notices.append(f"{name} is not UTF-8; it was read as {caption.encoding}.")
             texts[key] = caption.text
         return texts
 
@@ -156,7 +156,7 @@ class _Import:
             piece=piece,
             image=image,
             suffix=_SUFFIXES[measured.format],
-            digest=_digest(image),
+            digest=images.digest(image),
             animated=measured.animated,
             caption=caption_file,
             mask=None if mask is None else self._copy(mask.path),
@@ -235,16 +235,11 @@ class _Known:
     def twin_of(self, staged: _Staged) -> str | None:
         """The name of a file with the same bytes; if there is none, remembers this one."""
         for image in self._unread.pop(staged.image.stat().st_size, []):
-            self._names[_digest(image)] = image.name
+            self._names[images.digest(image)] = image.name
         if twin := self._names.get(staged.digest):
             return twin
         self._names[staged.digest] = shown(str(staged.piece.name))
         return None
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").digest()
 
 
 def _number(image: Path) -> int:

@@ -9,16 +9,21 @@ _LONGEST_SHOWN = 120
 _LISTED_AT_MOST = 5
 
 
-def shown(name: Path | str) -> str:
-    """`name` fit for a message, a label or JSON: one line of valid Unicode, its middle cut if long.
+def printable(name: Path | str) -> str:
+    """`name` on one line and in valid Unicode, as JSON and databases need it.
 
     A newline becomes `\\n`; a byte that is no valid text, which Python keeps as a lone surrogate,
     becomes `\\udcXX`.
     """
-    text = "".join(
+    return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in str(name)
     )
+
+
+def shown(name: Path | str) -> str:
+    """`name` fit for a message: printable, and its middle left out if it is long."""
+    text = printable(name)
     if len(text) <= _LONGEST_SHOWN:
         return text
     half = _LONGEST_SHOWN // 2

@@ -1,0 +1,293 @@
+"""What is worth telling about a dataset: one function for each kind of finding."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from trainer.data import looks
+from trainer.data.buckets import Size, crop_box
+from trainer.data.dataset import Entry, Listing
+from trainer.data.looks import Look
+from trainer.data.names import listed, printable, shown
+from trainer.data.tokens import LIMIT, Tokenize
+from trainer.errors import DatasetError
+
+Severity = Literal["error", "warning", "note"]
+
+_CROPPED_SHARE = 0.2
+_FEWEST_FOR_WORDS = 4  # of two or three captions, many words are shared by chance
+_FILLERS = frozenset(
+    ["a", "an", "and", "at", "by", "for", "from", "in", "is", "it", "its", "of", "on", "or", "the"]
+    + ["to", "with"]
+)
+
+
+class Finding(BaseModel):
+    """Something about a dataset. `error`: training refuses it; `warning`: it will be the worse for
+    it; `note`: good to know.
+
+    `files` are paths inside the dataset. `fix` says what to do; `fixable`, that it can be done
+    automatically, in a way that can be undone.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    severity: Severity
+    code: str
+    message: str
+    files: tuple[str, ...] = ()
+    fix: str = ""
+    fixable: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image that could be read: its entry, its look, and the bucket that it belongs to."""
+
+    entry: Entry
+    look: Look
+    bucket: Size
+    file: str
+    """Its path inside the dataset, printable."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the findings are drawn from."""
+
+    folder: Path
+    listing: Listing
+    seen: tuple[Seen, ...]
+    broken: tuple[tuple[Path, DatasetError], ...]
+    trigger: str | None
+    tokenize: Tokenize
+    tokens_exact: bool
+
+    def name(self, path: Path) -> str:
+        """A path inside the dataset, printable."""
+        return printable(path.relative_to(self.folder).as_posix())
+
+
+def find_all(facts: Facts) -> tuple[Finding, ...]:
+    """All findings, the gravest first."""
+    finders = (
+        _unreadable, _copies, _uncaptioned, _triggerless, _overlong, _recoded, _small, _blurred,
+        _cropped, _animated, _orphans, _everywhere,
+    )  # fmt: skip
+    found = [finding for finder in finders for finding in finder(facts)]
+    rank = {"error": 0, "warning": 1, "note": 2}
+    return tuple(sorted(found, key=lambda finding: rank[finding.severity]))
+
+
+def _unreadable(facts: Facts) -> Iterator[Finding]:
+    for path, error in facts.broken:
+        yield Finding(
+            severity="error",
+            code="broken_image",
+            message=error.what,
+            files=(facts.name(path),),
+            fix="Replace it, or set it aside in the hidden folder .removed.",
+            fixable=True,
+        )
+    for error in facts.listing.problems:
+        yield Finding(
+            severity="error", code="broken_text", message=error.what, fix=error.advice or ""
+        )
+
+
+def _copies(facts: Facts) -> Iterator[Finding]:
+    """Groups of pictures that look alike; those that are the same file are told apart."""
+    for group in looks.alike([seen.look.thumbnail for seen in facts.seen]):
+        seen = [facts.seen[index] for index in group]
+        by_content: dict[bytes, list[Seen]] = {}
+        for one in seen:
+            by_content.setdefault(one.look.digest, []).append(one)
+        for same in by_content.values():
+            if len(same) > 1:
+                same.sort(key=lambda one: not one.entry.caption)  # the first is the one to keep
+                yield Finding(
+                    severity="warning",
+                    code="copies",
+                    message=f"Copies of one file: {listed(_files(same))}.",
+                    files=_files(same),
+                    fix="Keep the first and set the others aside in the hidden folder .removed; "
+                    "to weigh an image more, use repeats.",
+                    fixable=True,
+                )
+        if len(by_content) > 1:
+            different = [same[0] for same in by_content.values()]
+            yield Finding(
+                severity="warning",
+                code="look_alikes",
+                message=f"Almost the same: {listed(_files(different))}.",
+                files=_files(different),
+                fix="Keep the best of them: what is shown more often is learned more.",
+            )
+
+
+def _uncaptioned(facts: Facts) -> Iterator[Finding]:
+    without = [seen for seen in facts.seen if not seen.entry.caption]
+    if without:
+        yield Finding(
+            severity="warning",
+            code="no_caption",
+            message=f"{_number(without)} without a caption, or with an empty one.",
+            files=_files(without),
+            fix="Write in a .txt file of the same name what is to be seen.",
+        )
+
+
+def _triggerless(facts: Facts) -> Iterator[Finding]:
+    if facts.trigger is None:
+        return
+    without = [s for s in facts.seen if facts.trigger.lower() not in s.entry.caption.lower()]
+    if without:
+        yield Finding(
+            severity="note",
+            code="no_trigger",
+            message=f'{_number(without)} without the trigger "{facts.trigger}" in the caption.',
+            files=_files(without),
+            fix="Training puts it in front by itself; the captions can be changed to show it.",
+            fixable=True,
+        )
+
+
+def _overlong(facts: Facts) -> Iterator[Finding]:
+    """Captions past the tokens that are read, each with the words at which it is cut."""
+    about = "" if facts.tokens_exact else "about "
+    for seen in facts.seen:
+        ends = facts.tokenize(seen.entry.caption)
+        if len(ends) > LIMIT:
+            read = " ".join(seen.entry.caption[: ends[LIMIT - 1]].split()[-4:])
+            yield Finding(
+                severity="warning",
+                code="long_caption",
+                message=f"The caption of {seen.file} has {about}{len(ends)} tokens; what follows "
+                f'"{shown(read)}" is past the {LIMIT} that are read at once.',
+                files=(seen.file,),
+                fix="Shorten it, or put what matters first.",
+            )
+
+
+def _recoded(facts: Facts) -> Iterator[Finding]:
+    files = tuple(facts.name(path) for path in facts.listing.recoded)
+    if files:
+        yield Finding(
+            severity="warning",
+            code="not_utf8",
+            message=f"Not in UTF-8, so that the encoding was guessed: {listed(files)}.",
+            files=files,
+            fix="Check that they read well, and save them as UTF-8.",
+            fixable=True,
+        )
+
+
+def _small(facts: Facts) -> Iterator[Finding]:
+    enlarged = {}
+    for seen in facts.seen:
+        measured = seen.look.measured
+        by = max(seen.bucket.width / measured.width, seen.bucket.height / measured.height)
+        if by > 1:
+            enlarged[seen] = by
+    if enlarged:
+        yield Finding(
+            severity="warning",
+            code="too_small",
+            message=f"{_number(enlarged)} smaller than the size of training, to be enlarged up to "
+            f"{max(enlarged.values()):.1f} times.",
+            files=_files(enlarged),
+            fix="Use larger originals, or a lower resolution.",
+        )
+
+
+def _blurred(facts: Facts) -> Iterator[Finding]:
+    blurred = [seen for seen in facts.seen if seen.look.blur > looks.BLURRED]
+    if blurred:
+        yield Finding(
+            severity="warning",
+            code="blurred",
+            message=f"{_number(blurred)} blurred, as far as can be measured.",
+            files=_files(blurred),
+            fix="Look at them: blur is learned like everything else.",
+        )
+
+
+def _cropped(facts: Facts) -> Iterator[Finding]:
+    cropped = []
+    for seen in facts.seen:
+        measured = seen.look.measured
+        box = crop_box(measured.width, measured.height, seen.bucket)
+        kept = (box.right - box.left) * (box.bottom - box.top) / measured.width / measured.height
+        if 1 - kept > _CROPPED_SHARE:
+            cropped.append(seen)
+    if cropped:
+        yield Finding(
+            severity="note",
+            code="cropped",
+            message=f"{_number(cropped)} so long or so tall that over {_CROPPED_SHARE:.0%} is cut "
+            "off.",
+            files=_files(cropped),
+            fix="Crop them yourself to what matters.",
+        )
+
+
+def _animated(facts: Facts) -> Iterator[Finding]:
+    animated = [seen for seen in facts.seen if seen.look.measured.animated]
+    if animated:
+        yield Finding(
+            severity="note",
+            code="animated",
+            message=f"{_number(animated)} animated; only the first frame is used.",
+            files=_files(animated),
+        )
+
+
+def _orphans(facts: Facts) -> Iterator[Finding]:
+    files = tuple(facts.name(path) for path in facts.listing.orphans)
+    if files:
+        yield Finding(
+            severity="note",
+            code="no_image",
+            message=f"Captions without an image of the same name: {listed(files)}.",
+            files=files,
+        )
+
+
+def _everywhere(facts: Facts) -> Iterator[Finding]:
+    captions = [seen.entry.caption for seen in facts.seen if seen.entry.caption]
+    if len(captions) < _FEWEST_FOR_WORDS:
+        return
+    counts = Counter(word for caption in captions for word in set(_words(caption)))
+    trigger = set(_words(facts.trigger or ""))
+    words = [
+        word
+        for word in dict.fromkeys(_words(captions[0]))
+        if counts[word] == len(captions) and word not in _FILLERS | trigger
+    ]
+    if words:
+        yield Finding(
+            severity="note",
+            code="in_all_captions",
+            message=f"In all captions: {', '.join(words)}. They will come to mean what the images "
+            "have in common.",
+            fix="Leave a word out if it should keep its meaning.",
+        )
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_][\w'-]*", text.lower())
+
+
+def _files(seen: Collection[Seen]) -> tuple[str, ...]:
+    return tuple(one.file for one in seen)
+
+
+def _number(seen: Collection[Seen]) -> str:
+    return "1 image is" if len(seen) == 1 else f"{len(seen)} images are"
