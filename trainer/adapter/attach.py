@@ -16,8 +16,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from trainer.adapter.adapter import Adapter, LowRank
-from trainer.adapter.layers import LoraLayer, factor_shapes, initial_factors, wrap
+from trainer.adapter.factors import Adapter, LowRank
+from trainer.adapter.fit import fitted, mismatch
+from trainer.adapter.layers import LoraLayer, initial_factors, wrap
 from trainer.errors import AdapterError, UserError
 from trainer.settings import Targets
 
@@ -144,8 +145,11 @@ def attach(parts: Parts, adapters: Mapping[str, Adapter]) -> Attachment:
             model is then as it was.
     """
     places = slots(parts)
+    shapes = {path: tuple(_weight(slot).shape) for path, slot in places.items()}
     for name, adapter in adapters.items():
-        check_fits(name, adapter, places)
+        if problem := mismatch(adapter, shapes):
+            raise AdapterError(f"{name}: {problem}", "Use it with the base it was trained on.")
+    adapters = {name: fitted(adapter, shapes) for name, adapter in adapters.items()}
     paths = [path for path in places if any(path in adapter for adapter in adapters.values())]
     layers: dict[str, LoraLayer] = {}
     gates: dict[str, dict[str, Tensor]] = {}
@@ -179,25 +183,6 @@ def attach_new(
         layers[path] = layer
         gates[path] = {"new": torch.full((rank,), alpha / rank, device=device)}
     return _put(places, layers, gates, ("new",))
-
-
-def check_fits(name: str, adapter: Adapter, places: Mapping[str, Slot]) -> None:
-    """Raises AdapterError for a layer that the model lacks or that differs in shape."""
-    missing = [path for path in adapter if path not in places]
-    if missing:
-        raise AdapterError(
-            f"The adapter {name} is made for another base: it has {len(missing)} layers that this "
-            f"one lacks, such as {missing[0]}.",
-            "Use it with the base it was trained on.",
-        )
-    for path, factor in adapter.items():
-        down, up = factor_shapes(places[path].layer, factor.rank)
-        if tuple(factor.down.shape) != down or tuple(factor.up.shape) != up:
-            raise AdapterError(
-                f"The adapter {name} is made for another base: at {path} it wants {_size(factor)} "
-                f"where this one has {up[0]} × {down[1]}.",
-                "Use it with the base it was trained on.",
-            )
 
 
 def read_back(attachment: Attachment, alpha: float) -> dict[str, LowRank]:
@@ -257,7 +242,3 @@ def _gate(rows: Mapping[str, tuple[Tensor, float | Tensor]]) -> Tensor | None:
 
 def _at(strength: Strength, path: str) -> float | Tensor:
     return strength(path) if callable(strength) else strength
-
-
-def _size(factor: LowRank) -> str:
-    return f"{factor.up.shape[0]} × {factor.down.shape[1]}"
