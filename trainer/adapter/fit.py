@@ -19,7 +19,7 @@ def mismatch(
     `family` is the adapter's where known; otherwise it is recognised from its layers.
     """
     wanted = family or _family_of_adapter(adapter)
-    made_for = f"The adapter is made for {wanted.title if wanted else 'another base'}"
+    made_for = f"The adapter is made for {wanted.full_name if wanted else 'another base'}"
     missing = [path for path in adapter if path not in layer_shapes]
     if missing:
         return (

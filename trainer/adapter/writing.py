@@ -57,7 +57,8 @@ def save(
                 "The adapter is broken, or needs a precision with a wider range, such as fp32.",
             )
     rank = Counter(layer.rank for layer in adapter.values()).most_common(1)[0][0]
-    content = _content(tensors, replace(header, rank=rank, alpha=alpha).to_metadata())
+    stated = replace(header, rank=rank, alpha=alpha if form == "kohya" else rank)
+    content = _content(tensors, stated.to_metadata())
     replace_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
@@ -86,7 +87,7 @@ def _kohya_tensors(
         name = kohya_name(path, header.family)
         if name is None:
             raise AdapterError(
-                f"The layer {path} has no name in kohya's form for {header.family.title}.",
+                f"The layer {path} has no name in kohya's form for {header.family.full_name}.",
                 "Was the adapter made for another base?",
             )
         # up · alpha/A at scale A/r is up at scale alpha/r

@@ -1,0 +1,315 @@
+"""The subcommands about adapter files: inspect, convert, compose, resize, compare.
+
+Each is a plain function of its parsed arguments that prints its result; a mistake is raised as an
+AtelierError. torch is imported when a command runs, not when the command line is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import AdapterError, UserError
+from trainer.model.bases import Family
+
+if TYPE_CHECKING:
+    from trainer.adapter.adapter import Adapter, LoadedAdapter
+    from trainer.adapter.algebra import Cut
+    from trainer.adapter.blocks import BlockWeights
+    from trainer.adapter.compare import Conflict
+    from trainer.adapter.header import Header
+
+_METHODS = ("concat", "svd", "ties", "dare", "dare-ties", "magnitude")
+_SUFFIX = ".safetensors"
+
+
+def parse_weighted(text: str) -> tuple[Path, float]:
+    """`style.safetensors=0.8` as a file and its weight, which is 1 where none is given.
+
+    Raises:
+        UserError: if what follows the last `=` is not a finite number.
+    """
+    name, equals, number = text.rpartition("=")
+    if not equals or number.endswith(_SUFFIX):  # no weight, or an = in the file's own name
+        return Path(text), 1.0
+    return Path(name), _number(text, number)
+
+
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Adds the subcommands; each sets `run`, to be called with the parsed arguments."""
+    inspect = subparsers.add_parser("inspect", help="tell what is in an adapter file")
+    inspect.add_argument("file", type=Path, help="adapter file")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.set_defaults(run=run_inspect)
+
+    convert = subparsers.add_parser("convert", help="write an adapter in another key format")
+    convert.add_argument("file", type=Path, help="adapter file of any kind")
+    convert.add_argument("--to", choices=("kohya", "diffusers"), required=True, help="key format")
+    convert.add_argument(
+        "--base", help="base reference; needed for DoRA, whose effect depends on it"
+    )
+    _add_cut(convert.add_mutually_exclusive_group())
+    _add_output(convert)
+    convert.set_defaults(run=run_convert)
+
+    compose = subparsers.add_parser("compose", help="make one adapter from several")
+    compose.add_argument(
+        "adapters", nargs="+", metavar="FILE=WEIGHT", help="weights may be negative"
+    )
+    compose.add_argument("--method", choices=_METHODS, default="concat",
+                         help="concat: the exact sum; svd: the closest of a rank")  # fmt: skip
+    compose.add_argument("--block", action="append", default=[], metavar="[N:]PREFIX=FACTOR",
+                         help="weigh layers by the start of their path, of all adapters or of the "
+                         "N-th: 2:unet.up_blocks=0.5; may be repeated")  # fmt: skip
+    compose.add_argument(
+        "--density", type=float, default=0.5, help="share kept by the pruning methods"
+    )
+    compose.add_argument("--seed", type=int, default=0, help="seed of the random choice in DARE")
+    _add_cut(compose.add_mutually_exclusive_group())
+    _add_output(compose)
+    compose.set_defaults(run=run_compose)
+
+    resize = subparsers.add_parser("resize", help="reduce an adapter's rank")
+    resize.add_argument("file", type=Path, help="adapter file")
+    _add_cut(resize.add_mutually_exclusive_group(required=True))
+    _add_output(resize)
+    resize.set_defaults(run=run_resize)
+
+    compare = subparsers.add_parser("compare", help="tell whether adapters get in each other's way")
+    compare.add_argument("adapters", nargs="+", metavar="FILE[=WEIGHT]")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.add_argument("--picture", type=Path, help="PNG of the overlaps by block (two adapters)")
+    compare.set_defaults(run=run_compare)
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    """Prints family, rank, alpha, targets, parameters, norms and metadata of a file."""
+    from trainer.adapter.facts import facts, to_words
+
+    known = facts(args.file)
+    print(json.dumps(known, indent=2, ensure_ascii=False) if args.json else to_words(known))
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """Writes an adapter of any kind as a plain LoRA in the key format asked for."""
+    from trainer.adapter.adapter import load
+    from trainer.adapter.base_weights import read_weights
+    from trainer.model.load import locate
+
+    loaded = load(args.file)
+    weights = read_weights(locate(args.base), loaded.layers) if args.base else None
+    adapter, error = loaded.plain(_cut(args), weights)
+    _save(adapter, args, loaded.header)
+    if loaded.unused:
+        print(f"{len(loaded.unused)} tensors are not understood and left out, such as "
+              f"{loaded.unused[0]}.")  # fmt: skip
+    print(f"Wrote {args.output}: {len(adapter)} layers, relative error {error.total:.2e}.")
+
+
+def run_compose(args: argparse.Namespace) -> None:
+    """Writes one adapter from several, and prints what it loses against their exact sum."""
+    from trainer.adapter import merge
+    from trainer.adapter.algebra import Cut
+    from trainer.adapter.compose import combine, compress
+
+    loaded, weights = _load_all(args.adapters)
+    factors = _block_weights(args.block, len(loaded))
+    weighted = [
+        (one.adapter, lambda path, weight=weight, of=of: weight * of(path))
+        for one, weight, of in zip(loaded, weights, factors, strict=True)
+    ]
+    cut = _cut(args)
+    if args.method == "concat" and cut:
+        raise UserError("--method concat is exact and takes no --rank or --energy.",
+                        "Use --method svd to reduce the rank.")  # fmt: skip
+    if args.method == "svd" and not cut:
+        raise UserError("--method svd needs --rank or --energy.")
+    if args.method in ("concat", "svd"):
+        adapter = combine(weighted)
+        adapter, error = compress(adapter, cut) if cut else (adapter, None)
+    else:
+        if not 0 < args.density <= 1:
+            raise UserError(f"--density must be above 0 and at most 1, not {args.density}.")
+        cut = cut or Cut(rank=max(layer.rank for one in loaded for layer in one.adapter.values()))
+        adapter, error = merge.merge(
+            weighted, args.method, cut=cut, density=args.density, seed=args.seed
+        )
+    _save(adapter, args, _composed_header(args, loaded, weights))
+    lost = f"relative error {error.total:.2e}" if error else "the exact sum"
+    print(f"Wrote {args.output}: {len(adapter)} layers, rank {_rank(adapter)}, {lost}.")
+
+
+def run_resize(args: argparse.Namespace) -> None:
+    """Writes the closest adapter of lower rank, and prints what it loses."""
+    from trainer.adapter.adapter import load
+    from trainer.adapter.compose import compress
+
+    loaded = load(args.file)
+    cut = _cut(args)
+    assert cut is not None  # the parser requires one of the two
+    adapter, error = compress(loaded.adapter, cut)
+    _save(adapter, args, loaded.header)
+    worst = max(error.layers, key=lambda path: error.layers[path])
+    print(f"Wrote {args.output}: rank {_rank(adapter)}, relative error {error.total:.2e}, "
+          f"largest in {worst} ({error.layers[worst]:.2e}).")  # fmt: skip
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    """Prints the conflict report of every pair of adapters."""
+    from itertools import combinations
+
+    from trainer.adapter.compare import compare
+    from trainer.adapter.compose import combine
+
+    loaded, weights = _load_all(args.adapters)
+    if len(loaded) < 2:
+        raise UserError("There is nothing to compare: give two adapters or more.")
+    if args.picture and len(loaded) > 2:
+        raise UserError("--picture shows two adapters; give two.")
+    named = [
+        (one.path.stem, combine([(one.adapter, weight)]))
+        for one, weight in zip(loaded, weights, strict=True)
+    ]
+    reports = [compare((a, b), one, two) for (a, one), (b, two) in combinations(named, 2)]
+    if args.picture:
+        _draw(reports[0], args.picture)
+    if args.json:
+        print(json.dumps([report.to_json() for report in reports], indent=2, ensure_ascii=False))
+    else:
+        print("\n\n".join(report.to_words() for report in reports))
+
+
+def _add_cut(group: argparse._MutuallyExclusiveGroup) -> None:
+    group.add_argument("--rank", type=int, help="highest rank of a layer")
+    group.add_argument("--energy", type=float, help="share of each layer's energy to keep, up to 1")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--precision", choices=("fp16", "bf16", "fp32"), default="fp16")
+    parser.add_argument("--family", choices=[family.value for family in Family],
+                        help="of a file that does not tell")  # fmt: skip
+
+
+def _cut(args: argparse.Namespace) -> Cut | None:
+    from trainer.adapter.algebra import Cut
+
+    if args.rank is None and args.energy is None:
+        return None
+    try:
+        return Cut(args.rank, args.energy)
+    except ValueError as error:
+        raise UserError(f"--{error}.") from None
+
+
+def _number(text: str, number: str) -> float:
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{text!r} is not FILE=WEIGHT: {number!r} is not a number.")
+    return value
+
+
+def _load_all(texts: Sequence[str]) -> tuple[list[LoadedAdapter], list[float]]:
+    """The adapters of `FILE=WEIGHT` arguments and their weights, all for one family."""
+    from trainer.adapter.adapter import load
+
+    pairs = [parse_weighted(text) for text in texts]
+    loaded = [load(path) for path, _ in pairs]
+    families = {one.family: one.path for one in loaded if one.family}
+    if len(families) > 1:
+        said = ", ".join(f"{path} is for {family.title}" for family, path in families.items())
+        raise AdapterError(f"The adapters are for different bases: {said}.")
+    return loaded, [weight for _, weight in pairs]
+
+
+def _block_weights(texts: Sequence[str], count: int) -> list[BlockWeights]:
+    """The factors of each adapter from `[N:]PREFIX=FACTOR` arguments; N counts from 1."""
+    from trainer.adapter.blocks import BlockWeights
+
+    factors: list[dict[str, float]] = [{} for _ in range(count)]
+    for text in texts:
+        place, equals, number = text.rpartition("=")
+        position, colon, prefix = place.rpartition(":")
+        if not equals or not prefix or (colon and not position.isdigit()):
+            raise UserError(f"--block {text!r} is not [N:]PREFIX=FACTOR.")
+        if colon and not 1 <= int(position) <= count:
+            raise UserError(f"--block {text!r} names adapter {position} of {count}.")
+        for chosen in [factors[int(position) - 1]] if colon else factors:
+            chosen[prefix] = _number(f"--block {text}", number)
+    return [BlockWeights(one) for one in factors]
+
+
+def _composed_header(
+    args: argparse.Namespace, loaded: Sequence[LoadedAdapter], weights: Sequence[float]
+) -> Header:
+    """A header that says what was composed, and has what the adapters have in common."""
+    from trainer.adapter.header import Header
+
+    recipe = {
+        "method": args.method,
+        "adapters": [
+            {"name": one.header.name, "weight": weight}
+            for one, weight in zip(loaded, weights, strict=True)
+        ],
+        **{name: value for name in ("block", "rank", "energy", "density", "seed")
+           if (value := getattr(args, name)) not in (None, [])},
+    }  # fmt: skip
+    bases = {(one.header.base, one.header.base_hash) for one in loaded}
+    base, base_hash = bases.pop() if len(bases) == 1 else (None, None)
+    v_prediction = any(one.header.prediction_type == "v_prediction" for one in loaded)
+    return Header(
+        name=args.output.stem,
+        family=next((one.family for one in loaded if one.family), None),
+        prediction_type="v_prediction" if v_prediction else "epsilon",
+        trigger_words=tuple(dict.fromkeys(w for one in loaded for w in one.header.trigger_words)),
+        base=base,
+        base_hash=base_hash,
+        resolution=max((one.header.resolution or 0 for one in loaded), default=0) or None,
+        settings=json.dumps({"composed": recipe}, ensure_ascii=False),
+    )
+
+
+def _save(adapter: Adapter, args: argparse.Namespace, header: Header) -> None:
+    from dataclasses import replace
+
+    import torch
+
+    from trainer.adapter.adapter import save
+
+    if args.output.suffix != _SUFFIX:
+        raise UserError(f"{args.output} must end in {_SUFFIX}.")
+    precisions = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    family = Family(args.family) if args.family else header.family
+    try:
+        save(
+            adapter,
+            args.output,
+            replace(header, family=family),
+            precision=precisions[args.precision],
+            form=getattr(args, "to", "kohya"),
+        )
+    except OSError as error:
+        raise UserError(f"{args.output} cannot be written: {error.strerror}.") from None
+
+
+def _draw(report: Conflict, path: Path) -> None:
+    from trainer.adapter import heatmap
+
+    try:
+        heatmap.draw(report).save(path, format="PNG")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def _rank(adapter: Adapter) -> str:
+    """`16`, or `4 to 16` where layers differ."""
+    ranks = [layer.rank for layer in adapter.values()]
+    low, high = min(ranks), max(ranks)
+    return str(low) if low == high else f"{low} to {high}"
