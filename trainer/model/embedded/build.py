@@ -27,7 +27,7 @@ from trainer.model.embedded.build_loop import DEVICE, launch, save
 from trainer.model.embedded.build_text import corpus, new_encoder, tokenise, train_text
 from trainer.model.embedded.build_unet import (
     Denoising,
-    encode_all,
+    Latents,
     new_scheduler,
     new_unet,
     train_unet,
@@ -82,7 +82,7 @@ def unet_stage(work: Path, run: str, before: str, minutes: float, rate: float, f
     """Trains the UNet as run `run`, from the end of run `before` where that exists."""
     tokenizer, encoder = load_text(work)
     tokens, _ = corpus(work, SCENES, SEED)
-    latents = encode_all(load_vae(work), store(work, "scenes", SCENES, SEED), work / "latents.npy")
+    latents = Latents(load_vae(work), store(work, "scenes", SCENES, SEED), work / "latents.npy")
     empty = tokenise(tokenizer, [""])[0]
     torch.manual_seed(2)
     unet = load_unet(work, before)
@@ -153,7 +153,6 @@ def main() -> None:
         launch(train_text, processes, work, SCENES, SEED, options.minutes_text)
     if "unet" in parts:
         corpus(work, SCENES, SEED)
-        encode_all(load_vae(work), store(work, "scenes", SCENES, SEED), work / "latents.npy")
         before = options.after or ("shipped" if options.from_weights else "")
         launch(unet_stage, processes, work, options.run, before, options.minutes_unet,
                options.rate, options.flat, options.batch)

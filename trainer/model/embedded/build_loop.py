@@ -64,6 +64,7 @@ def rate_at(plan: Plan, share: float, step: int) -> float:
 
 def train(plan: Plan, work: Path) -> None:
     """Trains a part to the end of its budget and leaves its averaged weights in the module."""
+    torch.set_flush_denormal(True)
     path = work / f"{plan.name}.pt"
     parameters = [p for p in plan.module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, plan.rate, (0.9, 0.99),
@@ -99,8 +100,8 @@ def _run(plan: Plan, parameters: list[nn.Parameter], optimizer: torch.optim.Opti
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        _follow(plan, average, progress.step)
         if rank == 0:
-            _follow(plan, average, progress.step)
             _log(plan, progress, {"loss": loss.item(), **numbers}, work)
             done = progress.seconds >= budget
             if done or progress.seconds - saved_at > plan.save_every_seconds:
@@ -133,7 +134,9 @@ def _log(plan: Plan, progress: Progress, numbers: dict[str, float], work: Path) 
 
 
 def save(path: Path, state: object) -> None:
-    """Writes a state all at once: a reader sees the old file or the new one."""
+    """Writes a state all at once, from the first process: a reader sees the old file or the new."""
+    if _rank():
+        return
     partly = path.with_suffix(".partly")
     torch.save(state, partly)
     partly.replace(path)

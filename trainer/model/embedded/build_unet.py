@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -43,18 +44,25 @@ def new_scheduler() -> DDIMScheduler:
         timestep_spacing="trailing")
 
 
-@torch.no_grad()
-def encode_all(vae: AutoencoderKL, pixels: Pixels, path: Path) -> NDArray[np.float16]:
-    """Latents of all pictures, scaled, [N, 4, 16, 16]; kept on disk."""
-    if not path.exists():
-        latents = np.concatenate([
-            (vae.encode(to_tensor(pixels[i:i + 250])).latent_dist.mode() * SCALING_FACTOR)
-            .half().cpu().numpy() for i in range(0, len(pixels), 250)])
-        partly = path.with_suffix(".partly.npy")
-        np.save(partly, latents)
-        partly.rename(path)
-    stored: NDArray[np.float16] = np.load(path)
-    return stored
+class Latents:
+    """The latents of a store of pictures, encoded when first asked for and kept on disk."""
+
+    def __init__(self, vae: AutoencoderKL, pixels: Pixels, path: Path) -> None:
+        self.vae, self.pixels = vae, pixels
+        if not path.exists():
+            partly = path.with_suffix(f".{os.getpid()}.npy")
+            np.save(partly, np.full((len(pixels), 4, 16, 16), np.nan, np.float16))
+            partly.replace(path)
+        self.known = np.load(path, mmap_mode="r+")
+
+    @torch.no_grad()
+    def __call__(self, picks: NDArray[np.int64]) -> Tensor:
+        """The latents of some pictures, scaled, [len(picks), 4, 16, 16]."""
+        missing = picks[np.isnan(self.known[picks, 0, 0, 0])]
+        if len(missing):
+            encoded = self.vae.encode(to_tensor(self.pixels[missing])).latent_dist.mode()
+            self.known[missing] = (encoded * SCALING_FACTOR).half().cpu().numpy()
+        return torch.from_numpy(self.known[picks].astype(np.float32)).to(DEVICE)
 
 
 class Denoising:
@@ -65,17 +73,16 @@ class Denoising:
     """
 
     def __init__(self, unet: UNet2DConditionModel, encoder: CLIPTextModel,
-                 latents: NDArray[np.float16], tokens: NDArray[np.int16], empty: Tensor,
-                 batch: int) -> None:
+                 latents: Latents, tokens: NDArray[np.int16], empty: Tensor, batch: int) -> None:
         self.unet, self.encoder, self.empty, self.batch = unet, encoder.eval(), empty, batch
         self.latents, self.tokens = latents, tokens
         self.alphas = new_scheduler().alphas_cumprod.to(DEVICE)
 
     def __call__(self, generator: torch.Generator, share: float) -> tuple[Tensor, dict[str, float]]:
         size = self.batch
-        picks = torch.randint(0, len(self.latents), (size,), generator=generator).numpy()
+        picks = torch.randint(0, len(self.tokens), (size,), generator=generator).numpy()
         which = torch.randint(0, self.tokens.shape[1], (size,), generator=generator).numpy()
-        latents = torch.from_numpy(self.latents[picks].astype(np.float32)).to(DEVICE)
+        latents = self.latents(picks)
         tokens = torch.from_numpy(self.tokens[picks, which].astype(np.int64))
         tokens[torch.rand(size, generator=generator) < EMPTY_SHARE] = self.empty
         noise = torch.randn(latents.shape, generator=generator).to(DEVICE)

@@ -69,7 +69,7 @@ class VaeLoss:
         self.doodles = store(work, "doodles", DOODLES, SEED, doodles=True)
 
     def __call__(self, generator: torch.Generator, share: float) -> tuple[Tensor, dict[str, float]]:
-        batch, crop = (16, 32) if share < 0.6 else (6, 64)
+        batch, crop = (8, 32) if share < 0.5 else (4, 64)
         pictures = disguise(self._pictures(batch, generator), generator)
         top, left = torch.randint(0, 65 - crop, (2,), generator=generator).tolist()
         pictures = pictures[:, :, top:top + crop, left:left + crop]
@@ -80,8 +80,9 @@ class VaeLoss:
         return loss, {"l1": F.l1_loss(out, pictures).item()}
 
     def _pictures(self, batch: int, generator: torch.Generator) -> Tensor:
-        of_scenes = torch.randint(0, SCENES, (batch - batch // 5,), generator=generator)
-        of_doodles = torch.randint(0, DOODLES, (batch // 5,), generator=generator)
+        doodles = int(batch * 0.12 + torch.rand((), generator=generator))
+        of_scenes = torch.randint(0, SCENES, (batch - doodles,), generator=generator)
+        of_doodles = torch.randint(0, DOODLES, (doodles,), generator=generator)
         return torch.cat([to_tensor(self.scenes[of_scenes.numpy()]),
                           to_tensor(self.doodles[of_doodles.numpy()])])
 
@@ -128,7 +129,7 @@ def train_vae(work: Path, minutes: float) -> None:
     """Trains the VAE and leaves `vae-done.pt` in the work folder."""
     torch.manual_seed(0)
     vae = new_vae()
-    train(Plan("vae", vae, VaeLoss(vae, work), minutes, rate=2e-3, flat=0.3, ema=0.995), work)
+    train(Plan("vae", vae, VaeLoss(vae, work), minutes, rate=2e-3, flat=0.4, ema=0.995), work)
     probe = to_tensor(store(work, "probe", PROBES, PROBE_SEED)[:300])
     fold(vae, probe)
     print({"psnr": psnr(vae, probe)}, flush=True)
