@@ -1,0 +1,40 @@
+"""What every page has around it: the header, and the strip about the run being trained."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from app import parts
+from app.faults import guarded
+from app.workshop import Workshop
+
+LOOK_EVERY_SECONDS = 2.0
+# Small questions are answered at once, past the queue, without a veil over what they change.
+AT_ONCE: dict[str, Any] = {
+    "queue": False,
+    "show_progress": "hidden",
+    "concurrency_limit": None,
+    "api_visibility": "private",
+}
+
+
+@contextlib.contextmanager
+def page(workshop: Workshop, demo: Any, active: str) -> Iterator[None]:
+    """Draws the frame; what is drawn in the block comes below it."""
+    gr.HTML(parts.header(active), elem_id="masthead")
+    strip = gr.HTML("", elem_id="job-strip")
+    shown = gr.Textbox("", visible=False)
+
+    @guarded
+    def look(before: str) -> tuple[Any, Any]:
+        now = str(parts.job_strip(workshop))
+        return (gr.skip(), gr.skip()) if now == before else (now, now)
+
+    with gr.Column(elem_classes="page"):
+        yield
+    gr.Timer(LOOK_EVERY_SECONDS).tick(look, shown, [strip, shown], trigger_mode="once", **AT_ONCE)
+    demo.load(look, shown, [strip, shown], **AT_ONCE)

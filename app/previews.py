@@ -1,0 +1,179 @@
+"""Images on demand: the resident preview worker, and a cache of what it has drawn.
+
+The worker is a process that keeps a base loaded. It is started when the first image is wanted, and
+ends when its input does, so it cannot outlive the web app.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from trainer.errors import RunFailed
+from trainer.preview.request import (
+    ANSWER,
+    Answer,
+    Cancel,
+    Cancelled,
+    Loading,
+    Progress,
+    Refused,
+    Render,
+    Rendered,
+)
+
+WORKER = (sys.executable, "-m", "trainer", "worker")
+_KEPT = 1000  # drawings in the cache after a restart; a strip is one
+
+
+class Worker:
+    """The preview worker: one request at a time, started when needed."""
+
+    def __init__(self, log: Path, command: Sequence[str] = WORKER) -> None:
+        self._log = log
+        self._command = tuple(command)
+        self._process: subprocess.Popen[str] | None = None
+        self._one_at_a_time = threading.Lock()
+
+    def ask(self, request: Render) -> Iterator[Answer]:
+        """Everything that the worker says about a request, the outcome last.
+
+        Leaving the iteration early cancels the request.
+
+        Raises:
+            RunFailed: if the worker ends without an outcome.
+        """
+        with self._one_at_a_time:
+            process = self._running()
+            self._tell(process, request)
+            finished = False
+            try:
+                for answer in self._answers(process):
+                    if answer.id != request.id:
+                        continue  # the end of a request that was left early
+                    finished = isinstance(answer, Rendered | Cancelled | Refused)
+                    yield answer
+                    if finished:
+                        return
+            finally:
+                if not finished and process.poll() is None:
+                    self._tell(process, Cancel(id=request.id))
+        raise RunFailed(f"The preview worker ended unexpectedly. {self._last_words()}")
+
+    def close(self) -> None:
+        """Ends the worker by closing its input."""
+        process, self._process = self._process, None
+        if process is None or process.stdin is None:
+            return
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:  # in the middle of loading a base
+            process.kill()
+            process.wait()
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            with self._log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    encoding="utf-8",
+                )
+        return self._process
+
+    def _tell(self, process: subprocess.Popen[str], message: Render | Cancel) -> None:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(message.model_dump_json() + "\n")
+            process.stdin.flush()
+        except OSError as error:
+            raise RunFailed(f"The preview worker has gone. {self._last_words()}") from error
+
+    def _answers(self, process: subprocess.Popen[str]) -> Iterator[Answer]:
+        assert process.stdout is not None
+        for line in process.stdout:
+            with contextlib.suppress(ValidationError):  # a library that prints to standard output
+                yield ANSWER.validate_json(line)
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else "It left no message."
+
+
+class Previews:
+    """Drawings by what was asked for: the same request is drawn once."""
+
+    def __init__(self, folder: Path, worker: Worker) -> None:
+        self.folder = folder
+        self._worker = worker
+        self._tidy()
+
+    def draw(self, wanted: Render) -> Iterator[Loading | Progress | Rendered]:
+        """Progress, then the images; those drawn before come at once.
+
+        Raises:
+            RunFailed: with the worker's reason, if it refuses or fails.
+        """
+        key = content_key(wanted)
+        home = self.folder / key
+        if done := _drawn(home, len(wanted.strip)):
+            yield Rendered(id=wanted.id, files=done, seconds=0)
+            return
+        draft = self.folder / f".{secrets.token_hex(8)}"
+        try:
+            for answer in self._worker.ask(wanted.model_copy(update={"folder": draft})):
+                match answer:
+                    case Refused():
+                        raise RunFailed(answer.message, answer.advice or None)
+                    case Cancelled():
+                        raise RunFailed("The drawing was given up.")
+                    case Rendered():
+                        (draft / "request.json").write_text(wanted.model_dump_json(indent=2))
+                        shutil.rmtree(home, ignore_errors=True)
+                        draft.rename(home)
+                        files = tuple(home / file.name for file in answer.files)
+                        yield answer.model_copy(update={"files": files})
+                    case _:
+                        yield answer
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def request(self, key: str) -> Render:
+        """What was asked for to get the drawing of that key, which must be in the cache."""
+        return Render.model_validate_json((self.folder / key / "request.json").read_text())
+
+    def _tidy(self) -> None:
+        """Removes drafts of a killed server, and drawings beyond the newest."""
+        for draft in self.folder.glob(".*"):
+            shutil.rmtree(draft, ignore_errors=True)
+        drawings = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime)
+        for old in drawings[:-_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def content_key(wanted: Render) -> str:
+    """A name for what the images depend on, adapters by their files' state."""
+    tree = wanted.model_dump(mode="json", exclude={"id", "folder", "type"})
+    for strength in tree["adapters"]:
+        status = Path(strength["file"]).stat()
+        strength["file"] = [strength["file"], status.st_mtime_ns, status.st_size]
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _drawn(home: Path, count: int) -> tuple[Path, ...] | None:
+    files = tuple(home / f"{number:02}.png" for number in range(count))
+    return files if all(file.exists() for file in files) else None

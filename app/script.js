@@ -1,0 +1,22 @@
+/* Small things that the pages do without asking the server. */
+
+// Images of a few dozen pixels are enlarged with hard edges, so that one sees what they are.
+document.addEventListener("load", (event) => {
+  const image = event.target;
+  if (image.tagName === "IMG" && image.naturalWidth && image.naturalWidth <= 128) {
+    image.classList.add("tiny");
+  }
+}, true);
+
+// Ctrl + arrow moves to the next or previous image while a caption is being written, and
+// Ctrl + Enter presses the main button of the page.
+document.addEventListener("keydown", (event) => {
+  if (!event.ctrlKey && !event.metaKey) return;
+  const press = (id) => {
+    const button = document.getElementById(id);
+    if (button && button.offsetParent) { event.preventDefault(); button.click(); }
+  };
+  if (event.key === "ArrowRight") press("next-image");
+  if (event.key === "ArrowLeft") press("previous-image");
+  if (event.key === "Enter") press("main-action");
+});
