@@ -187,17 +187,19 @@ def unknown(name: str, model: type[BaseModel]) -> Problem:
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     """Pydantic's errors as problems under dotted names, in one plain sentence each."""
-    problems = []
+    problems: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
         name = ".".join(part for part in detail["loc"] if isinstance(part, str))
+        if name in problems:  # a wrong item of a list makes the list wrong too
+            continue
         if detail["type"] == "extra_forbidden":
-            problems.append(unknown(name, model))
+            problems[name] = unknown(name, model)
             continue
         message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
         got = detail["input"]
         shown = "" if isinstance(got, dict | list | tuple) else f" (got {_short(got)})"
-        problems.append(Problem(name, f"{message[:1].lower()}{message[1:]}{shown}"))
-    return problems
+        problems[name] = Problem(name, f"{message[:1].lower()}{message[1:]}{shown}")
+    return list(problems.values())
 
 
 def _short(value: object) -> str:

@@ -13,8 +13,8 @@ from trainer.data.buckets import Size, assign, bucket_sizes
 from trainer.data.dataset import Example
 from trainer.data.latents import Encoded
 from trainer.data.schedule import Schedule
+from trainer.randomness import generator
 from trainer.settings import Settings
-from trainer.training.randomness import generator
 
 
 @dataclass(frozen=True)

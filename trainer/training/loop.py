@@ -14,13 +14,13 @@ from torch import Tensor
 
 from trainer.data.batches import Batch
 from trainer.model.stable_diffusion import Conditioning
+from trainer.randomness import generator
 from trainer.run import Run
 from trainer.settings import Settings
 from trainer.training import loss as losses
 from trainer.training import optimizers
 from trainer.training.artifacts import Artifacts
 from trainer.training.prepare import Prepared
-from trainer.training.randomness import generator
 from trainer.training.reporter import Reporter
 
 

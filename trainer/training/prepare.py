@@ -15,10 +15,10 @@ from trainer.data.dataset import Example, Scan
 from trainer.data.latents import Encoded, encode
 from trainer.model.load import load
 from trainer.model.stable_diffusion import BaseModel
+from trainer.randomness import generator
 from trainer.settings import Settings
 from trainer.training import optimizers
 from trainer.training.checkpoint import Checkpoint
-from trainer.training.randomness import generator
 from trainer.training.validation import Probe
 
 Progress = Callable[[str, int, int], None]  # stage in words, parts done, parts in all

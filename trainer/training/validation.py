@@ -13,8 +13,8 @@ import torch
 
 from trainer.data.latents import Encoded
 from trainer.model.stable_diffusion import BaseModel, Conditioning
+from trainer.randomness import generator
 from trainer.training import loss as losses
-from trainer.training.randomness import generator
 
 # Enough for a steady mean; more would cost time at every validation.
 MOST_IMAGES = 16

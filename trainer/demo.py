@@ -1,0 +1,89 @@
+"""The main job without a browser: `make demo`.
+
+Trains an adapter for a character that the embedded base has never seen, from the shipped dataset,
+and draws it at five strengths.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from trainer.console import Console
+from trainer.errors import AtelierError
+from trainer.fields import nest
+from trainer.presets import PRESETS
+from trainer.run import Run
+from trainer.settings import Settings, parse
+from trainer.training.attempt import attempt
+
+DATASET = Path("samples/character")
+FOLDER = Path("demo")
+PROMPTS = ("{trigger} in a meadow", "{trigger} at night", "a red car in the city")
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def main() -> int:
+    """Runs the demo in the present folder; returns the exit code."""
+    if not DATASET.is_dir():
+        print(f"demo: there is no {DATASET}; run it from the project's folder.", file=sys.stderr)
+        return 2
+    run = Run(FOLDER / "run")
+    if run.path.exists():
+        shutil.rmtree(run.path)
+    try:
+        seconds = {"training": _train(run), "drawing": _draw(run)}
+    except AtelierError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return error.exit_code
+    report = json.loads(run.report_file.read_text())
+    print(f"Adapter          {run.adapter_file}")
+    print(f"Strength sheet   {FOLDER / 'strengths.png'}")
+    print(f"Held-out loss    {report['final']}")
+    for part, taken in seconds.items():
+        print(f"{part.capitalize():16} {taken:.0f} s")
+    return 0
+
+
+def _settings() -> Settings:
+    return parse(nest(PRESETS["embedded-character"].values | {"dataset.folder": DATASET}))
+
+
+def _train(run: Run) -> float:
+    began = time.monotonic()
+    run.create(_settings())
+    with Console(run) as console:
+        attempt(run, console.hear)
+    return time.monotonic() - began
+
+
+def _draw(run: Run) -> float:
+    from trainer.preview.grid import save_png, sheet
+    from trainer.preview.request import Drawing, Strength
+    from trainer.preview.session import Session
+    from trainer.settings import Base
+
+    began = time.monotonic()
+    session = Session(Base())
+    rows = [
+        session.draw(
+            Drawing(
+                base="embedded",
+                adapters=(Strength(file=run.adapter_file),),
+                prompt=prompt,
+                strip=STRENGTHS,
+                guidance=_settings().samples.guidance,
+            )
+        )
+        for prompt in PROMPTS
+    ]
+    page = sheet(rows, [f"strength {value:g}" for value in STRENGTHS], PROMPTS)
+    save_png(page, FOLDER / "strengths.png")
+    return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())
