@@ -99,10 +99,10 @@ def _decode(content: bytes) -> tuple[str, str]:
 
 
 def _decode_unmarked_utf16(content: bytes) -> tuple[str, str]:
-    """Text without a mark whose zero bytes all stand on the same side of each pair."""
+    """Text without a mark: many zero bytes, all of them on the same side of each pair."""
     zeros_first, zeros_last = content[0::2].count(0), content[1::2].count(0)
     encoding = "utf-16-le" if zeros_last > zeros_first else "utf-16-be"
-    if min(zeros_first, zeros_last) == 0:
+    if min(zeros_first, zeros_last) == 0 and max(zeros_first, zeros_last) * 6 > len(content):
         try:
             return content.decode(encoding), encoding
         except UnicodeDecodeError:

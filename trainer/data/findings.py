@@ -23,10 +23,8 @@ Severity = Literal["error", "warning", "note"]
 
 _CROPPED_SHARE = 0.2
 _FEWEST_FOR_WORDS = 4  # of two or three captions, many words are shared by chance
-_FILLERS = frozenset(
-    ["a", "an", "and", "at", "by", "for", "from", "in", "is", "it", "its", "of", "on", "or", "the"]
-    + ["to", "with"]
-)
+_FILLERS = frozenset({"a", "an", "and", "at", "by", "for", "from", "in", "is", "it", "its", "of",
+                      "on", "or", "the", "to", "with"})  # fmt: skip
 
 
 class Finding(BaseModel):

@@ -89,11 +89,11 @@ class Schedule:
 class _Turns(NamedTuple):
     """Whose turn it is at each position, and which of its own turns that is, from 0."""
 
-    which: NDArray[np.int64]  # [sum of weights]
-    nth: NDArray[np.int64]  # [sum of weights]
+    which: NDArray[np.int32]  # [sum of weights]
+    nth: NDArray[np.int32]  # [sum of weights]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)  # a pass for each of the buckets that are in use, and the round
 def _spread(weights: tuple[int, ...], key: tuple[int, ...]) -> _Turns:
     """`weights[i]` turns for each i, evenly spread but in an order that `key` decides.
 
@@ -107,4 +107,4 @@ def _spread(weights: tuple[int, ...], key: tuple[int, ...]) -> _Turns:
     bits = np.random.PCG64(np.random.SeedSequence(key)).random_raw(len(which))
     jitter = (bits >> np.uint64(11)) * 2.0**-53  # [0, 1)
     order = np.argsort((nth + jitter) / counts[which], kind="stable")
-    return _Turns(which[order], nth[order])
+    return _Turns(which[order].astype(np.int32), nth[order].astype(np.int32))

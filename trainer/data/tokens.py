@@ -6,6 +6,7 @@ becomes is then a guess, which for English captions is rarely off by more than a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -25,11 +26,13 @@ def estimated_ends(text: str) -> list[int]:
     for piece in _PIECES.finditer(text):
         count = _tokens_of(piece.group())
         length = piece.end() - piece.start()
-        ends += [piece.start() + length * nth // count for nth in range(1, count + 1)]
+        ends += [piece.start() + math.ceil(length * nth / count) for nth in range(1, count + 1)]
     return ends
 
 
 def _tokens_of(piece: str) -> int:
     if piece.isascii():
         return 1 + (len(piece) - 1) // _LETTERS_OF_A_TOKEN
-    return -(-len(piece.encode("utf-8", "replace")) // 2)  # other scripts take about two bytes each
+    return math.ceil(
+        len(piece.encode("utf-8", "replace")) / 2
+    )  # other scripts take about two bytes each
