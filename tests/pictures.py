@@ -55,7 +55,7 @@ def noise(seed: int, width: int = 96, height: int = 64) -> Image.Image:
 def encode(image: Image.Image, format_name: str, **options: object) -> bytes:
     """The bytes of an image file."""
     buffer = io.BytesIO()
-    image.save(buffer, format_name, **options)  # type: ignore[arg-type]
+    image.save(buffer, format_name, **options)
     return buffer.getvalue()
 
 

@@ -255,6 +255,11 @@ class _Reader:
         if self._orphans:
             files = listed([path.name for path in self._orphans])
             notices.append(f"Captions without an image: {files}.")
+        missing = [
+            image.name for image in self._metadata if not image.is_file() and is_visible(image.name)
+        ]
+        if missing:
+            notices.append(f"In {sidecars.METADATA_FILE}, but not there: {listed(missing)}.")
         return Listing(
             entries=tuple(sorted(self.entries, key=lambda entry: entry.image)),
             notices=tuple(notices),

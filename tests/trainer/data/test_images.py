@@ -224,7 +224,7 @@ def tiff_claiming(width: int, height: int) -> bytes:
     content = bytearray(encode(quadrants(), "TIFF"))
     with Image.open(io.BytesIO(content)) as image:
         assert isinstance(image, TiffImagePlugin.TiffImageFile)
-        offset = image.tag_v2._offset
+        offset = image.tag_v2._offset or 8
     (count,) = struct.unpack_from("<H", content, offset)
     for n in range(count):
         at = offset + 2 + 12 * n

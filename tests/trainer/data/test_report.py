@@ -1,0 +1,251 @@
+"""The report on a dataset, and the fixes that it can apply."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
+from tests import pictures
+from tests.pictures import noise, save
+from trainer.data import looks, report
+from trainer.data.findings import Finding
+from trainer.data.report import Report, apply_fixes, check
+from trainer.errors import DatasetError
+
+
+def photo(seed: int, width: int = 600, height: int = 400) -> Image.Image:
+    """Edges at all scales, as in a photograph: overlapping discs of all sizes."""
+    rng = np.random.default_rng(seed)
+    picture = Image.new("RGB", (width, height))
+    draw = ImageDraw.Draw(picture)
+    for radius in np.geomspace(width / 4, 4, 60):
+        x, y = rng.integers(0, width), rng.integers(0, height)
+        red, green, blue = (int(value) for value in rng.integers(0, 256, 3))
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), (red, green, blue))
+    return picture
+
+
+def captioned(folder: Path, name: str, image: Image.Image, caption: str | None = "a cat") -> None:
+    save(folder / name, image)
+    if caption is not None:
+        (folder / name).with_suffix(".txt").write_text(caption)
+
+
+def only(found: Report, code: str) -> Finding:
+    (finding,) = (f for f in found.findings if f.code == code)
+    return finding
+
+
+def codes(found: Report) -> list[str]:
+    return [finding.code for finding in found.findings]
+
+
+def test_a_good_dataset_has_nothing_to_improve(tmp_path: Path) -> None:
+    for index, words in enumerate(("a cat sleeps", "two dogs", "some birds")):
+        captioned(tmp_path, f"{index}.png", photo(index), words)
+    found = check(tmp_path, 256)
+    assert found.findings == ()
+    assert "Nothing to improve." in found.to_words()
+
+
+def test_counts_sizes_and_buckets(tmp_path: Path) -> None:
+    captioned(tmp_path, "3_a/1.png", photo(1, 512, 512), "one")
+    captioned(tmp_path, "3_a/2.png", photo(2, 512, 512), "two")
+    captioned(tmp_path, "wide.png", photo(3, 900, 600), None)
+    captioned(tmp_path, "tall.png", photo(4, 300, 500), "four")
+    found = check(tmp_path, 256)
+    assert (found.images, found.captions, found.repeats) == (4, 3, 8)
+    assert (found.smallest, found.median, found.largest) == ((300, 500), (512, 512), (900, 600))
+    assert [(b.width, b.height, b.images, b.share) for b in found.buckets] == [
+        (256, 256, 2, 0.75),
+        (192, 320, 1, 0.125),
+        (320, 192, 1, 0.125),
+    ]
+    assert found.bytes == sum(path.stat().st_size for path in tmp_path.rglob("*.png"))
+    words = found.to_words()
+    assert "4 images, 3 with a caption" in words
+    assert "256 x 256       2 images   75.0% of steps" in words
+
+
+def test_json_is_the_whole_report(tmp_path: Path) -> None:
+    captioned(tmp_path, "a.png", photo(1), None)
+    found = check(tmp_path, 256, "zork")
+    assert Report.model_validate_json(found.to_json()) == found
+    assert json.loads(found.to_json())["findings"][0] == {
+        "severity": "warning",
+        "code": "no_caption",
+        "message": "1 image is without a caption, or with an empty one.",
+        "files": ["a.png"],
+        "fix": "Write in a .txt file of the same name what is to be seen.",
+        "fixable": False,
+    }
+
+
+def test_broken_files_are_findings_and_the_others_are_looked_at(tmp_path: Path) -> None:
+    captioned(tmp_path, "good.png", photo(1))
+    captioned(tmp_path, "masked.png", photo(2))
+    (tmp_path / "masked-masklabel.png").write_bytes(b"junk")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:999])
+    (tmp_path / "good.txt").write_bytes(b"a cat\x00")
+    found = check(tmp_path, 256)
+    assert [(f.code, f.files) for f in found.findings if f.severity == "error"] == [
+        ("broken_image", ("cut.png",)),
+        ("broken_image", ("masked-masklabel.png",)),
+        ("broken_text", ()),
+    ]
+    assert found.count("error") == 3
+    assert found.images == 3
+
+
+def test_small_cropped_and_animated_images(tmp_path: Path) -> None:
+    captioned(tmp_path, "small.png", photo(1, 128, 128), "one")
+    captioned(tmp_path, "long.png", photo(2, 3000, 300), "two")
+    photo(3, 300, 300).save(tmp_path / "m.gif", save_all=True, append_images=[photo(4, 300, 300)])
+    (tmp_path / "m.txt").write_text("three")
+    found = check(tmp_path, 256)
+    assert only(found, "too_small").files == ("small.png",)
+    assert "up to 2.0 times" in only(found, "too_small").message
+    assert only(found, "cropped").files == ("long.png",)
+    assert only(found, "animated").files == ("m.gif",)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("side", [64, 256, 512])
+def test_blur_is_told_from_sharpness(tmp_path: Path, seed: int, side: int) -> None:
+    sharp = photo(seed, 2 * side, 2 * side)
+    soft = sharp.filter(ImageFilter.GaussianBlur(8))  # of 4 pixels at the size of training
+    save(tmp_path / "sharp.png", sharp)
+    save(tmp_path / "soft.png", soft)
+    assert looks.look(tmp_path / "sharp.png", side).blur < 0.5
+    assert looks.look(tmp_path / "soft.png", side).blur > looks.BLURRED
+
+
+def test_flat_and_tiny_pictures_are_not_blurred() -> None:
+    assert looks.blur(Image.new("RGB", (64, 64), "red")) == 0
+    assert looks.blur(Image.new("RGB", (1, 1), "red")) == 0
+    assert looks.blur(pictures.quadrants()) < 0.5
+
+
+def test_blurred_images_are_found(tmp_path: Path) -> None:
+    captioned(tmp_path, "sharp.png", photo(1), "one")
+    captioned(tmp_path, "soft.png", photo(2).filter(ImageFilter.GaussianBlur(9)), "two")
+    assert only(check(tmp_path, 256), "blurred").files == ("soft.png",)
+
+
+def test_copies_and_look_alikes_are_told_apart(tmp_path: Path) -> None:
+    original = photo(1)
+    captioned(tmp_path, "a.png", original, None)
+    captioned(tmp_path, "copy.png", original, "the one with a caption")
+    captioned(tmp_path, "smaller.jpg", original.resize((450, 300)), "one")
+    captioned(tmp_path, "crop.png", original.crop((8, 6, 592, 394)), "two")
+    captioned(tmp_path, "brighter.png", original.point(lambda v: min(255, v * 21 // 20)), "three")
+    captioned(tmp_path, "mirrored.png", original.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "four")
+    captioned(tmp_path, "other.png", photo(2), "five")
+    found = check(tmp_path, 256)
+    assert only(found, "copies").files == ("copy.png", "a.png")
+    assert set(only(found, "look_alikes").files) == {
+        "brighter.png", "copy.png", "crop.png", "smaller.jpg",
+    }  # fmt: skip
+
+
+def test_the_same_shape_in_another_colour_is_another_picture() -> None:
+    red, blue = Image.new("RGB", (64, 64), "white"), Image.new("RGB", (64, 64), "white")
+    red.paste((200, 30, 30), (20, 20, 44, 44))
+    blue.paste((30, 30, 200), (20, 20, 44, 44))
+    thumbnails = [np.asarray(picture.resize((8, 8))).reshape(-1) for picture in (red, blue, red)]
+    assert looks.alike(thumbnails) == [[0, 2]]
+
+
+def test_alike_groups_are_joined_by_those_between() -> None:
+    base = np.linspace(0, 200, 192)
+    chain = [np.round(base + 8 * step).astype(np.uint8) for step in range(4)]
+    other = np.round(base[::-1]).astype(np.uint8)
+    assert looks.alike([chain[0], other, *chain[1:]]) == [[0, 2, 3, 4]]
+    assert looks.alike([]) == []
+
+
+def test_long_captions_with_the_words_at_which_they_are_cut(tmp_path: Path) -> None:
+    words = [f"word{'abcdefghij'[n // 10]}{'abcdefghij'[n % 10]}" for n in range(80)]
+    captioned(tmp_path, "a.png", photo(1), " ".join(words))
+    about = only(check(tmp_path, 256), "long_caption")
+    assert "about 80 tokens" in about.message and f'{words[74]}"' in about.message
+
+    def tokenize(text: str) -> list[int]:
+        return list(range(1, len(text) + 1))  # a token a letter
+
+    exact = check(tmp_path, 256, tokenize=tokenize)
+    assert exact.tokens_exact
+    assert f"has {len(' '.join(words))} tokens" in only(exact, "long_caption").message
+
+
+def test_words_in_all_captions_and_missing_triggers(tmp_path: Path) -> None:
+    captions = ("zork the red fox", "zork, a Red fox runs", "a red fox", "the red FOX of zork")
+    for index, words in enumerate(captions):
+        captioned(tmp_path, f"{index}.png", photo(index), words)
+    found = check(tmp_path, 256, "Zork")
+    assert only(found, "in_all_captions").message.startswith("In all captions: red, fox.")
+    assert only(found, "no_trigger").files == ("2.png",)
+    assert "no_trigger" not in codes(check(tmp_path, 256))
+
+
+def test_the_gravest_come_first(tmp_path: Path) -> None:
+    captioned(tmp_path, "a.png", photo(1, 3000, 300), None)
+    (tmp_path / "b.png").write_bytes(b"junk")
+    severities = [finding.severity for finding in check(tmp_path, 256, "zork").findings]
+    assert severities == ["error", "warning", "note", "note"]
+
+
+def test_fixes_can_be_undone_and_leave_nothing_to_fix(tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    captioned(folder, "a.png", photo(1), "a zork")
+    captioned(folder, "sub/copy.png", photo(1), "another caption")
+    captioned(folder, "b.png", photo(2), None)
+    (folder / "b.txt").write_bytes("un café".encode("latin-1"))
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:999])
+    (folder / "cut.txt").write_text("zork, broken")
+    originals = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    done = apply_fixes(check(folder, 256, "zork"))
+    assert done == [
+        "cut.png was set aside in .removed.",
+        "sub/copy.png was set aside in .removed.",
+        "b.txt is UTF-8 now; it was read as cp1252.",
+        '"zork" was put in front of 1 captions.',
+    ]
+    after = check(folder, 256, "zork")
+    assert not any(finding.fixable for finding in after.findings)
+    assert (folder / "b.txt").read_text(encoding="utf-8") == "zork, un café\n"
+    aside = {p.relative_to(folder / ".removed").as_posix() for p in folder.rglob(".removed/**/*.*")}
+    assert aside == {"cut.png", "cut.txt", "sub/copy.png", "sub/copy.txt", "b.txt", "b (2).txt"}
+    for name in ("cut.png", "sub/copy.png", "sub/copy.txt", "b.txt"):
+        assert (folder / ".removed" / name).read_bytes() == originals[Path(name).name]
+    assert apply_fixes(after) == []
+
+
+def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(DatasetError):
+            check(folder)
+
+
+def test_names_that_are_no_text_do_not_break_the_json(tmp_path: Path) -> None:
+    folder = tmp_path / "caf\udce9"
+    captioned(folder, "new\nline\udce9.png", photo(1), None)
+    captioned(folder, "copy.png", photo(1), "a caption")
+    found = check(folder, 256)
+    assert json.loads(found.to_json())["folder"].endswith("caf\\udce9")
+    found.to_words().encode()
+    assert only(found, "copies").files == ("copy.png", "new\\nline\\udce9.png")
+    assert apply_fixes(found) == ["new\\nline\\udce9.png was set aside in .removed."]
+
+
+def test_progress_counts_to_the_end(tmp_path: Path) -> None:
+    for index in range(3):
+        captioned(tmp_path, f"{index}.png", noise(index))
+    seen: list[tuple[int, int]] = []
+    report.check(tmp_path, 64, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
