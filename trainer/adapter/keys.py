@@ -163,18 +163,18 @@ def from_sgm(module: str) -> str:
     if module in _EDGES_FROM_SGM:
         return _EDGES_FROM_SGM[module]
     match module.split("."):
-        case ["input_blocks", n, "0", "op"] if n.isdigit():
+        case ["input_blocks", n, "0", "op"] if _is_index(n):
             return f"down_blocks.{int(n) // 3 - 1}.downsamplers.0.conv"
-        case ["input_blocks", n, kind, *rest] if n.isdigit():
+        case ["input_blocks", n, kind, *rest] if _is_index(n):
             block, index = divmod(int(n) - 1, 3)
             return _member(f"down_blocks.{block}", kind, index, rest)
         case ["middle_block", "1", *rest]:
             return _member("mid_block", "1", 0, rest)
-        case ["middle_block", n, *rest] if n.isdigit():
+        case ["middle_block", n, *rest] if _is_index(n):
             return _member("mid_block", "0", int(n) // 2, rest)
-        case ["output_blocks", n, "1" | "2", "conv"] if n.isdigit():
+        case ["output_blocks", n, "1" | "2", "conv"] if _is_index(n):
             return f"up_blocks.{int(n) // 3}.upsamplers.0.conv"
-        case ["output_blocks", n, kind, *rest] if n.isdigit():
+        case ["output_blocks", n, kind, *rest] if _is_index(n):
             block, index = divmod(int(n), 3)
             return _member(f"up_blocks.{block}", kind, index, rest)
     return module
@@ -188,21 +188,26 @@ def to_sgm(module: str, family: Family) -> str | None:
     if module in _EDGES_TO_SGM:
         return _EDGES_TO_SGM[module]
     match module.split("."):
-        case ["down_blocks", i, "downsamplers", "0", "conv"]:
+        case ["down_blocks", i, "downsamplers", "0", "conv"] if _is_index(i):
             return f"input_blocks.{3 + 3 * int(i)}.0.op"
-        case ["down_blocks", i, kind, j, *rest]:
+        case ["down_blocks", i, kind, j, *rest] if _is_index(i, j):
             return _original(f"input_blocks.{1 + 3 * int(i) + int(j)}", kind, rest)
         case ["mid_block", "attentions", "0", *rest]:
             return ".".join(["middle_block.1", *rest])
-        case ["mid_block", "resnets", j, *rest]:
+        case ["mid_block", "resnets", j, *rest] if _is_index(j):
             inside = _RESNET_TO_SGM.get(".".join(rest))
             return None if inside is None else f"middle_block.{2 * int(j)}.{inside}"
-        case ["up_blocks", i, "upsamplers", "0", "conv"]:
+        case ["up_blocks", i, "upsamplers", "0", "conv"] if _is_index(i):
             place = 1 if i == "0" and family is not Family.SDXL else 2
             return f"output_blocks.{3 * int(i) + 2}.{place}.conv"
-        case ["up_blocks", i, kind, j, *rest]:
+        case ["up_blocks", i, kind, j, *rest] if _is_index(i, j):
             return _original(f"output_blocks.{3 * int(i) + int(j)}", kind, rest)
     return None
+
+
+def _is_index(*words: str) -> bool:
+    # Names come from files: int() refuses very long numbers.
+    return all(word.isdecimal() and len(word) < 5 for word in words)
 
 
 def _member(block: str, kind: str, index: int, rest: list[str]) -> str:
