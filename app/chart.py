@@ -19,10 +19,11 @@ def thinned(points: Sequence[Point], at_most: int = MAX_POINTS) -> list[Point]:
     """At most that many points: means over equal stretches, the last point kept as it is."""
     if len(points) <= at_most:
         return list(points)
-    stretch = math.ceil((len(points) - 1) / (at_most - 1))
-    groups = [points[i : i + stretch] for i in range(0, len(points) - 1, stretch)]
-    means = [(g[-1][0], math.fsum(y for _, y in g) / len(g)) for g in groups]
-    return [*means, points[-1]]
+    body, last = points[:-1], points[-1]
+    stretch = math.ceil(len(body) / (at_most - 1))
+    groups = [body[i : i + stretch] for i in range(0, len(body), stretch)]
+    means = [(group[-1][0], math.fsum(y for _, y in group) / len(group)) for group in groups]
+    return [*means, last]
 
 
 def smoothed(points: Sequence[Point], share: float = 0.05) -> list[Point]:

@@ -17,8 +17,8 @@ from trainer.settings import Settings, parse
 
 AUTOMATIC = "automatic"
 LEAVES: dict[str, Leaf] = {leaf.name: leaf for leaf in leaves(Settings)}
-# Chosen by name from a list on the page, never written as a path.
-CHOSEN_ELSEWHERE = ("dataset.folder",)
+# A page never writes a path: these are chosen by name from a list.
+PATHS = tuple(name for name, leaf in LEAVES.items() if leaf.kind == "path")
 
 
 def to_page(leaf: Leaf, value: Any) -> Any:
@@ -31,7 +31,7 @@ def to_page(leaf: Leaf, value: Any) -> Any:
         return "\n".join(value)
     if value is None:
         return ""
-    return f"{value:g}" if leaf.kind == "number" and float(f"{value:g}") == value else str(value)
+    return _number_text(value) if leaf.kind == "number" else str(value)
 
 
 def from_page(leaf: Leaf, shown: Any) -> Any:
@@ -44,6 +44,16 @@ def from_page(leaf: Leaf, shown: Any) -> Any:
         return None
     text = str(shown if shown is not None else "")
     return from_text(leaf, text if leaf.kind == "text" else text.strip())
+
+
+def _number_text(value: float) -> str:
+    """The shortest text that reads back as `value`, as people write it: 0.05, 1e-4, 16."""
+    text = f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if 0 < abs(value) < 1e-3:
+        mantissa, _, exponent = f"{value:e}".partition("e")
+        scientific = f"{float(mantissa):g}e{int(exponent)}"
+        return scientific if float(scientific) == value else text
+    return text
 
 
 class Form:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from app.catalogue import Catalogue, Waiting
@@ -25,6 +26,17 @@ from trainer.run import Request, Run, State
 TRAINER = (sys.executable, "-m", "trainer")
 _LOOK_EVERY_SECONDS = 1.0
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """A process that was started for a run which then had this many attempts behind it."""
+
+    process: subprocess.Popen[bytes]
+    attempt: int
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
 
 
 class Jobs:
@@ -41,7 +53,7 @@ class Jobs:
         self._catalogue = catalogue
         self._histories = histories
         self._trainer = tuple(trainer)
-        self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: dict[str, _Trainer] = {}
         self._stillborn: set[str] = set()
         self._one_at_a_time = threading.RLock()
 
@@ -70,8 +82,12 @@ class Jobs:
         return state
 
     def waiting(self) -> list[str]:
-        """The runs in the queue, next one first, without the one being started."""
-        return [entry.run for entry in self._catalogue.queue() if not self._starting(entry.run)]
+        """The runs in the queue, next one first, without the one that a trainer has taken."""
+        return [
+            entry.run
+            for entry in self._catalogue.queue()
+            if self._attempt(entry.run) == entry.attempt and not self._starting(entry.run)
+        ]
 
     def did_not_start(self, id: str) -> bool:
         """Whether the last trainer of this run ended before it said anything but in its log."""
@@ -100,13 +116,15 @@ class Jobs:
         with self._one_at_a_time:
             known = set(self.ids())
             for entry in self._catalogue.queue():
+                ours = self._started.get(entry.run)
+                gone = ours is not None and ours.attempt == entry.attempt and not ours.alive()
                 if entry.run not in known or self._attempt(entry.run) > entry.attempt:
                     self._catalogue.dequeue(entry.run)
-                elif entry.run in self._started and not self._starting(entry.run):
+                elif gone:  # and no attempt came of it
                     self._catalogue.dequeue(entry.run)
                     self._stillborn.add(entry.run)
                     _log.warning("The trainer of %s ended before it began.", entry.run)
-            self._started = {id: it for id, it in self._started.items() if it.poll() is None}
+            self._started = {id: it for id, it in self._started.items() if it.alive()}
             queue = self._catalogue.queue()
             if queue and self.active() is None:
                 self._start(queue[0].run)
@@ -163,7 +181,7 @@ class Jobs:
         run = Run(self.folder / id)
         command = [*self._trainer, "resume", str(run.path)]
         with run.log_file.open("ab") as log:
-            self._started[id] = subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -171,12 +189,13 @@ class Jobs:
                 start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
+        self._started[id] = _Trainer(process, self._attempt(id))
         _log.info("Started %s", " ".join(command))
 
     def _attempt(self, id: str) -> int:
         return self._histories.of(Run(self.folder / id)).status.attempt
 
     def _starting(self, id: str) -> bool:
-        """Whether this server has started a process for a run that still lives."""
-        process = self._started.get(id)
-        return process is not None and process.poll() is None
+        """Whether a trainer of this server is on its way to the run and has not said so there."""
+        trainer = self._started.get(id)
+        return trainer is not None and trainer.alive() and self._attempt(id) == trainer.attempt

@@ -11,9 +11,7 @@ from pathlib import Path
 
 from app.catalogue import Catalogue
 from app.jobs import Jobs
-from trainer.adapter.container import read_container
-from trainer.adapter.header import Header
-from trainer.adapter.recognise import recognise_family
+from trainer.adapter.header import FileHeader, Header, read_header
 from trainer.errors import AdapterError, SettingsError
 from trainer.files import replace_atomically
 
@@ -28,6 +26,7 @@ class Entry:
     title: str
     file: Path
     header: Header
+    rank: int | None
     created: float
     size: int
     run: str | None = None
@@ -96,9 +95,7 @@ class Library:
         Raises:
             AdapterError: if it is not an adapter that can be read.
         """
-        container = read_container(upload)
-        shapes = {key: entry.shape for key, entry in container.tensors.items()}
-        if recognise_family(shapes, container.metadata) is None:
+        if read_header(upload).modules == 0:
             raise AdapterError(f"{name} is not an adapter for Stable Diffusion.")
         target = self._free_name(name)
         replace_atomically(target, lambda temporary: shutil.copyfile(upload, temporary))
@@ -139,15 +136,22 @@ class Library:
     def _entry(self, ref: str, file: Path, run: str | None = None) -> Entry | None:
         try:
             status = file.stat()
-            header = _header(file, status.st_mtime_ns, status.st_size)
+            told = _header(file, status.st_mtime_ns, status.st_size)
         except (AdapterError, FileNotFoundError):
             return None  # broken, or deleted a moment ago
         remark = self._catalogue.remark(ref)
         title = remark.title or file.stem
         return Entry(
-            ref, title, file, header, status.st_mtime, status.st_size, run,
+            ref=ref,
+            title=title,
+            file=file,
+            header=told.header,
+            rank=told.rank,
+            created=status.st_mtime,
+            size=status.st_size,
+            run=run,
             favourite=remark.favourite,
-        )  # fmt: skip
+        )
 
     def _free_name(self, name: str) -> Path:
         stem = re.sub(r"[^\w .()+-]", "_", Path(name).stem).strip(" .")[:80] or "adapter"
@@ -160,11 +164,6 @@ class Library:
 
 
 @lru_cache(maxsize=1024)
-def _header(file: Path, changed: int, size: int) -> Header:
+def _header(file: Path, changed: int, size: int) -> FileHeader:
     """What a file says of itself, kept until the file changes."""
-    container = read_container(file)
-    header = Header.from_metadata(container.metadata, name=file.stem)
-    if header.family is None:
-        shapes = {key: entry.shape for key, entry in container.tensors.items()}
-        header = replace(header, family=recognise_family(shapes, container.metadata))
-    return header
+    return read_header(file)

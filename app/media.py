@@ -49,56 +49,64 @@ def download(ref: str) -> str:
 
 def routes(workshop: Workshop) -> APIRouter:
     """The addresses under /media."""
+    files = _Files(workshop)
     router = APIRouter(prefix="/media")
+    for path, answer in (
+        ("/datasets/{dataset}/{image:path}", files.of_dataset),
+        ("/samples/{sample}/{image}", files.of_sample),
+        ("/runs/{id}/samples/{step}/{number}.png", files.of_run),
+        ("/previews/{key}/sheet.png", files.labelled_strip),
+        ("/previews/{key}/{number}.png", files.of_preview),
+        ("/adapters/{ref:path}", files.adapter),
+    ):
+        router.add_api_route(path, answer, response_model=None)
+    return router
 
-    @router.get("/datasets/{dataset}/{image:path}")
-    def of_dataset(dataset: str, image: str, side: int = 256) -> Response:
+
+class _Files:
+    """Answers with files of a workshop, or with 404."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+
+    def of_dataset(self, dataset: str, image: str, side: int = SIDES[0]) -> Response:
         if side not in SIDES:
             raise HTTPException(404)
         try:
-            content = thumbnail(workshop.datasets, workshop.data / "thumbs", dataset, image, side)
+            cache = self._workshop.data / "thumbs"
+            content = thumbnail(self._workshop.datasets, cache, dataset, image, side)
         except AtelierError as error:
             raise HTTPException(404, error.what) from None
         return Response(content, media_type="image/webp", headers=_FOREVER)
 
-    @router.get("/samples/{sample}/{image}")
-    def of_sample(sample: str, image: str) -> Response:
+    def of_sample(self, sample: str, image: str) -> Response:
         for shipped in samples.shipped():
-            for file in shipped.folder.glob("*.png") if shipped.name == sample else ():
-                if file.name == image:
-                    return _png(file)
+            if shipped.name == sample:
+                known = {file.name: file for file in shipped.folder.glob("*.png")}
+                return _png(known.get(image))
         raise HTTPException(404)
 
-    @router.get("/runs/{id}/samples/{step}/{number}.png")
-    def of_run(id: str, step: str, number: int) -> Response:
-        if id not in workshop.jobs.ids() or not re.fullmatch(r"step-\d+", step):
+    def of_run(self, id: str, step: str, number: int) -> Response:
+        if id not in self._workshop.jobs.ids() or not re.fullmatch(r"step-\d+", step):
             raise HTTPException(404)
-        file = workshop.jobs.folder / id / "samples" / step / f"{number:02}.png"
-        return _png(file)
+        return _png(self._workshop.jobs.folder / id / "samples" / step / f"{number:02}.png")
 
-    @router.get("/previews/{key}/sheet.png")
-    def labelled_strip(key: str) -> Response:
-        home = workshop.previews.folder / key
-        if not _KEY.fullmatch(key) or not (home / "request.json").exists():
-            raise HTTPException(404)
+    def of_preview(self, key: str, number: int) -> Response:
+        return _png(self._drawing(key) / f"{number:02}.png")
+
+    def labelled_strip(self, key: str) -> Response:
+        home = self._drawing(key)
         file = home / "sheet.png"
         if not file.exists():
-            wanted = workshop.previews.request(key)
+            wanted = self._workshop.previews.request(key)
             images = [Image.open(home / f"{n:02}.png") for n in range(len(wanted.strip))]
             labels = [f"{strength:g}" for strength in wanted.strip]
             save_png(sheet([images], labels, [wanted.prompt], "strength"), file)
         return FileResponse(file, media_type="image/png", filename="strengths.png")
 
-    @router.get("/previews/{key}/{number}.png")
-    def of_preview(key: str, number: int) -> Response:
-        if not _KEY.fullmatch(key):
-            raise HTTPException(404)
-        return _png(workshop.previews.folder / key / f"{number:02}.png")
-
-    @router.get("/adapters/{ref:path}")
-    def adapter(ref: str) -> Response:
+    def adapter(self, ref: str) -> Response:
         try:
-            entry = workshop.library.find(ref)
+            entry = self._workshop.library.find(ref)
         except AtelierError as error:
             raise HTTPException(404, error.what) from None
         name = re.sub(r"[^\w .()+-]", "_", entry.title).strip(" .") or "adapter"
@@ -109,7 +117,11 @@ def routes(workshop: Workshop) -> APIRouter:
             headers={"Cache-Control": "no-cache"},
         )
 
-    return router
+    def _drawing(self, key: str) -> Path:
+        home = self._workshop.previews.folder / key
+        if not _KEY.fullmatch(key) or not (home / "request.json").exists():
+            raise HTTPException(404)
+        return home
 
 
 def thumbnail(datasets: Datasets, cache: Path, dataset: str, image: str, side: int) -> bytes:
@@ -131,7 +143,7 @@ def thumbnail(datasets: Datasets, cache: Path, dataset: str, image: str, side: i
     return buffer.getvalue()
 
 
-def _png(file: Path) -> Response:
-    if not file.is_file():
+def _png(file: Path | None) -> Response:
+    if file is None or not file.is_file():
         raise HTTPException(404)
     return FileResponse(file, media_type="image/png", headers=_FOREVER)

@@ -28,11 +28,12 @@ def header(active: str) -> Markup:
     ).format(links)
 
 
-def job_strip(workshop: Workshop) -> Markup:
-    """The run being trained and how long the queue is; nothing if nothing is going on."""
+def job_strip(workshop: Workshop, already_shown: str | None = None) -> Markup:
+    """The run being trained and how long the queue is; nothing if nothing is going on, or if the
+    page shows that run anyway."""
     active, waiting = workshop.jobs.active(), workshop.jobs.waiting()
     shown = active or (waiting[0] if waiting else None)
-    if shown is None:
+    if shown is None or shown == already_shown:
         return Markup("")
     run = overview(workshop, shown)
     queue = len(waiting) - (0 if active else 1)

@@ -33,6 +33,7 @@ from trainer.preview.request import (
 )
 
 WORKER = (sys.executable, "-m", "trainer", "worker")
+_OUTCOMES = (Rendered, Cancelled, Refused)
 _KEPT = 1000  # drawings in the cache after a restart; a strip is one
 
 
@@ -56,18 +57,20 @@ class Worker:
         with self._one_at_a_time:
             process = self._running()
             self._tell(process, request)
-            finished = False
-            try:
-                for answer in self._answers(process):
-                    if answer.id != request.id:
-                        continue  # the end of a request that was left early
-                    finished = isinstance(answer, Rendered | Cancelled | Refused)
+            answers = self._answers(process, request.id)
+            for answer in answers:
+                try:
                     yield answer
-                    if finished:
-                        return
-            finally:
-                if not finished and process.poll() is None:
+                except GeneratorExit:
                     self._tell(process, Cancel(id=request.id))
+                    for _ in answers:  # so that nobody writes to the folder any more
+                        continue
+                    raise
+                if isinstance(answer, _OUTCOMES):
+                    return
+            self._process = None
+            process.kill()  # if it closed its output but lives on
+            process.wait()
         raise RunFailed(f"The preview worker ended unexpectedly. {self._last_words()}")
 
     def close(self) -> None:
@@ -103,11 +106,18 @@ class Worker:
         except OSError as error:
             raise RunFailed(f"The preview worker has gone. {self._last_words()}") from error
 
-    def _answers(self, process: subprocess.Popen[str]) -> Iterator[Answer]:
+    def _answers(self, process: subprocess.Popen[str], id: str) -> Iterator[Answer]:
+        """What the worker says about a request, up to its outcome or the worker's end."""
         assert process.stdout is not None
         for line in process.stdout:
-            with contextlib.suppress(ValidationError):  # a library that prints to standard output
-                yield ANSWER.validate_json(line)
+            try:
+                answer = ANSWER.validate_json(line)
+            except ValidationError:
+                continue  # a library that prints to standard output
+            if answer.id == id:
+                yield answer
+                if isinstance(answer, _OUTCOMES):
+                    return
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()

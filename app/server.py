@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import warnings
 from pathlib import Path
 
 import fastapi
@@ -66,6 +67,17 @@ def application(
         middleware=middlewares(host, names, password),
     )
     web.include_router(media.routes(workshop))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "SSR mode is not supported")  # nor wanted
+        _mount(web, workshop, host)
+    if not is_loopback(host):
+        _log.warning("Listening on %s: anyone with the password can use this machine.", host)
+    return web
+
+
+def _mount(web: fastapi.FastAPI, workshop: Workshop, host: str) -> None:
+    """Puts the pages at the root. Every setting that Gradio might take from the environment is
+    given here."""
     gr.mount_gradio_app(
         web,
         pages(workshop),
@@ -84,9 +96,6 @@ def application(
         css_paths=[theme.STYLE],
         head=f"<script>{theme.SCRIPT.read_text()}</script>",
     )
-    if not is_loopback(host):
-        _log.warning("Listening on %s: anyone with the password can use this machine.", host)
-    return web
 
 
 def pages(workshop: Workshop) -> gr.Blocks:

@@ -1,4 +1,4 @@
-"""The look: Gradio's variables bound to the colours of `style.css`, which has them light and dark."""
+"""The look: Gradio's variables bound to the colours of `style.css`, light and dark."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def page(workshop: Workshop, demo: Any, active: str) -> Iterator[None]:
     shown = gr.Textbox("", visible=False)
 
     @guarded
-    def look(before: str) -> tuple[Any, Any]:
-        now = str(parts.job_strip(workshop))
+    def look(before: str, request: gr.Request) -> tuple[Any, Any]:
+        now = str(parts.job_strip(workshop, request.query_params.get("run")))
         return (gr.skip(), gr.skip()) if now == before else (now, now)
 
     with gr.Column(elem_classes="page"):

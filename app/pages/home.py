@@ -30,12 +30,12 @@ class HomePage:
         with page(self.workshop, demo, "Home"):
             gr.HTML(_WELCOME)
             address = gr.Textbox("", visible=False)
+            runs = gr.HTML("", elem_id="runs")
             with gr.Column(elem_classes="first-run"):
                 gr.HTML(_STEPS)
                 with gr.Row(elem_classes="sample-row"):
                     for sample in samples.shipped():
                         self._sample(sample, address)
-            runs = gr.HTML("", elem_id="runs")
             gr.HTML(_machine(self.workshop.data))
         demo.load(self.show_runs, None, runs, **AT_ONCE)
         address.change(None, address, None, js=_GO)

@@ -149,7 +149,7 @@ def _card(entry: Entry, cover: str | None) -> Markup:
     family = entry.header.family
     facts = [
         entry.base or (_FAMILY_TITLES[family] if family else "unknown base"),
-        f"rank {entry.header.rank}" if entry.header.rank else "",
+        f"rank {entry.rank}" if entry.rank else "",
         parts.size(entry.size),
         date,
     ]

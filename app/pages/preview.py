@@ -262,7 +262,7 @@ def _about(entry: Entry) -> Markup:
     facts = [
         ("Trigger", entry.trigger),
         ("Trained on", entry.base or ""),
-        ("Rank", str(entry.header.rank or "")),
+        ("Rank", str(entry.rank or "")),
         ("Size", parts.size(entry.size)),
     ]
     rows = Markup("").join(

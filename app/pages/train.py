@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
 from markupsafe import Markup
 
-from app import parts
-from app.check import Check, check
+from app import check, parts
 from app.datasets import Dataset
 from app.faults import guarded
-from app.form import CHOSEN_ELSEWHERE, LEAVES, Form
+from app.form import LEAVES, PATHS, Form
 from app.overview import overview
 from app.pages.frame import AT_ONCE, page
 from app.pages.run_view import RunView
 from app.workshop import Workshop
-from trainer.errors import AtelierError, Problem, SettingsError
+from trainer.data.findings import Finding
+from trainer.errors import AtelierError, DatasetError, SettingsError
 from trainer.presets import PRESETS, Family, Goal
 from trainer.run import Run
 from trainer.settings import Settings
 
+# The settings that the check panel tells of.
+CHECKED_AGAIN = ("training.steps", "samples.prompts", "training.batch_size", "dataset.trigger")
 SIMPLE = ("dataset.trigger", "training.steps", "samples.prompts", "output.name")
 # What a person says about this one adapter; a preset leaves it alone.
 PERSONAL = ("dataset.trigger", "samples.prompts", "output.name")
@@ -70,6 +72,7 @@ class TrainPage:
             with gr.Column(scale=2, min_width=280, elem_classes="sheet check"):
                 gr.HTML("<h2>Check</h2>")
                 self.checked = gr.HTML("", elem_id="check")
+                self.findings = gr.HTML("", elem_id="findings")
                 self.start = gr.Button("Start training", variant="primary", elem_id="main-action")
                 self.problems = gr.HTML("", elem_id="problems")
         self.address = gr.Textbox("", visible=False)
@@ -94,25 +97,28 @@ class TrainPage:
                 info=f"{LEAVES['base.model'].help} Folders and files are looked for in "
                 f"{self.workshop.bases.folder.name}/ of the data directory.",
             )
-            rest = [n for n in LEAVES if n not in {*SIMPLE, *CHOSEN_ELSEWHERE, "base.model"}]
-            self.form.draw_sections(rest)
+            self.start_from = gr.Dropdown(
+                [("nothing", "")], value="", label="Start from an adapter", elem_id="start-from",
+                info=LEAVES["adapter.start_from"].help,
+            )  # fmt: skip
+            self.form.draw_sections(n for n in LEAVES if n not in {*SIMPLE, *PATHS, "base.model"})
 
     def _connect(self, demo: Any) -> None:
-        everything = {self.dataset, *self.form.outputs}
-        filled = [self.dataset, self.goal, self.family, *self.form.outputs]
-        demo.load(self.fill, None, filled, **AT_ONCE).then(
-            self.look, everything, self.checked, **AT_ONCE
-        )
-        gr.on(
+        everything = {self.dataset, self.start_from, *self.form.outputs}
+        personal = [self.form.components[name] for name in PERSONAL]
+        filled = demo.load(
+            self.fill, None,
+            [self.dataset, self.start_from, self.goal, self.family, *self.form.outputs], **AT_ONCE,
+        )  # fmt: skip
+        preset = gr.on(
             [self.goal.input, self.family.input], self.use_preset, [self.goal, self.family],
             self.form.outputs, **AT_ONCE,
-        ).then(self.look, everything, self.checked, **AT_ONCE)  # fmt: skip
-        suggested = [self.form.components[name] for name in PERSONAL]
-        self.dataset.input(
-            self.suggest, [self.dataset, *suggested], suggested, **AT_ONCE
-        ).then(self.look, everything, self.checked, **AT_ONCE)  # fmt: skip
-        for name in ("training.steps", "samples.prompts", "training.batch_size"):
-            self.form.components[name].blur(self.look, everything, self.checked, **AT_ONCE)
+        )  # fmt: skip
+        chosen = self.dataset.input(self.suggest, [self.dataset, *personal], personal, **AT_ONCE)
+        for changed in (filled, preset, chosen):
+            self._checked(changed.then, everything)
+        for name in CHECKED_AGAIN:
+            self._checked(self.form.components[name].blur, everything)
         self.start.click(
             self.begin,
             everything,
@@ -121,6 +127,12 @@ class TrainPage:
         )
         self.address.change(None, self.address, None, js=_GO)
         demo.load(self.show_recent, None, self.recent, **AT_ONCE)
+
+    def _checked(self, when: Callable[..., Any], everything: set[Any]) -> None:
+        """After `when`, the counts are shown at once, and what the images show when it is known."""
+        when(self.look, everything, self.checked, **AT_ONCE).then(
+            self.examine, everything, self.findings, **AT_ONCE
+        )
 
     @guarded
     def choose(self, request: gr.Request) -> tuple[Any, Any, Any]:
@@ -144,13 +156,18 @@ class TrainPage:
         name = asked if asked in names else (names[0] if len(names) == 1 else None)
         settings = _with_suggestions(preset.settings(), self._dataset(name))
         shown = self.form.show(settings)
-        return [gr.update(choices=names, value=name), preset.goal, preset.family, *shown]
+        dataset = gr.update(choices=names, value=name)
+        return [dataset, self._starts(), preset.goal, preset.family, *shown]
+
+    def _starts(self) -> Any:
+        entries = self.workshop.library.entries()
+        return gr.update(choices=[("nothing", ""), *((it.title, it.ref) for it in entries)])
 
     def _after(self, id: str, names: list[str]) -> list[Any]:
         settings = self.workshop.jobs.run(id).settings()
         folder = settings.dataset.folder.name if settings.dataset.folder else ""
         dataset = gr.update(choices=names, value=folder if folder in names else None)
-        return [dataset, gr.skip(), gr.skip(), *self.form.show(settings)]
+        return [dataset, self._starts(), gr.skip(), gr.skip(), *self.form.show(settings)]
 
     @guarded
     def use_preset(self, goal: Goal, family: Family) -> list[Any]:
@@ -179,10 +196,27 @@ class TrainPage:
             way = "/datasets?" + urlencode({"dataset": dataset.name})
             return str(parts.empty("This dataset has no images yet.", way, "Add images"))
         try:
-            settings = self.form.read(data, {"dataset.folder": str(dataset.folder)})
+            settings = self._settings(data, dataset)
         except SettingsError as error:
             return str(parts.notices([str(problem) for problem in error.problems], tone="bad"))
-        return str(_check_panel(check(dataset, settings)))
+        rows = Markup("").join(
+            Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value)
+            for name, value in check.facts(dataset, settings)
+        )
+        warnings = parts.notices(check.warnings(dataset, settings))
+        return str(Markup('<dl class="facts-list">{}</dl>{}').format(rows, warnings))
+
+    @guarded
+    def examine(self, data: Mapping[Any, Any]) -> str:
+        """What is to be said about the images and captions themselves."""
+        dataset = self._dataset(data[self.dataset])
+        if dataset is None or not dataset.images:
+            return ""
+        try:
+            settings = self._settings(data, dataset)
+        except SettingsError:
+            return ""  # said by `look` already
+        return str(_findings(_examined(dataset, settings)))
 
     @guarded
     def begin(self, data: Mapping[Any, Any]) -> list[Any]:
@@ -206,13 +240,22 @@ class TrainPage:
     def _create(self, data: Mapping[Any, Any]) -> str:
         dataset = self._dataset(data[self.dataset])
         if dataset is None or not dataset.images:
-            raise SettingsError([Problem("dataset", "choose one that has images")])
-        settings = self.form.read(data, {"dataset.folder": str(dataset.folder)})
+            raise DatasetError("There is nothing to learn from.", "Choose a dataset with images.")
+        settings = self._settings(data, dataset)
         self.workshop.bases.check(settings.base.model)
+        for finding in _examined(dataset, settings):
+            if finding.severity == "error":
+                raise DatasetError(finding.message, finding.fix or None)
         id = _new_id(settings.output.name)
         Run(self.workshop.jobs.folder / id).create(settings)
         self.workshop.jobs.submit(id)
         return id
+
+    def _settings(self, data: Mapping[Any, Any], dataset: Dataset) -> Settings:
+        further = {"dataset.folder": str(dataset.folder)}
+        if ref := data[self.start_from]:
+            further["adapter.start_from"] = str(self.workshop.library.find(ref).file)
+        return self.form.read(data, further)
 
     @guarded
     def show_recent(self) -> str:
@@ -243,12 +286,18 @@ def _with_suggestions(settings: Settings, dataset: Dataset | None) -> Settings:
     )
 
 
-def _check_panel(found: Check) -> Markup:
-    rows = Markup("").join(
-        Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value)
-        for name, value in found.facts
+def _examined(dataset: Dataset, settings: Settings) -> tuple[Finding, ...]:
+    return check.findings(dataset, settings.dataset.resolution, settings.dataset.trigger)
+
+
+def _findings(found: Sequence[Finding]) -> Markup:
+    """Errors and warnings; notes only matter to who looks after the dataset."""
+    tones = {"error": "bad", "warning": "warn"}
+    return Markup("").join(
+        parts.notices([f"{finding.message} {finding.fix}".strip()], tones[finding.severity])
+        for finding in found
+        if finding.severity in tones
     )
-    return Markup('<dl class="facts-list">{}</dl>{}').format(rows, parts.notices(found.warnings))
 
 
 def _new_id(name: str) -> str:
