@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.data import captions, images, sidecars
 from trainer.data.captions import read_caption
+from trainer.data.checked import Checked
 from trainer.data.names import listed, shown
 from trainer.data.pool import in_order
 from trainer.errors import DatasetError
@@ -75,8 +76,10 @@ class Listing:
     orphans: tuple[Path, ...] = ()
 
 
-def scan(folder: Path) -> Scan:
+def scan(folder: Path, cache: Path | None = None) -> Scan:
     """All examples in `folder`, each image decoded once to be certain that it can be.
+
+    In the folder `cache`, if one is given, is kept which images need not be decoded again.
 
     Raises:
         DatasetError: if the folder is missing or holds no image, or naming the images, masks and
@@ -86,7 +89,9 @@ def scan(folder: Path) -> Scan:
     problems = list(listing.problems)
     examples: list[Example] = []
     animated: list[Path] = []
-    for entry, result in zip(listing.entries, measure_all(listing.entries), strict=True):
+    checked = Checked(folder, cache)
+    results = in_order(lambda entry: _measure(entry, checked), listing.entries)
+    for entry, result in zip(listing.entries, results, strict=True):
         if isinstance(result, DatasetError):
             problems.append(result)
             continue
@@ -103,6 +108,7 @@ def scan(folder: Path) -> Scan:
                 label=entry.label,
             )
         )
+    checked.save()
     if problems:
         raise _together(problems)
     notices = list(listing.notices)
@@ -152,11 +158,6 @@ def image_files(folder: Path) -> list[Path]:
     ]
 
 
-def measure_all(entries: Iterable[Entry]) -> Iterator[images.Measured | DatasetError]:
-    """Decodes the images and masks of `entries`, several at a time; the results are in order."""
-    return in_order(_measure, entries)
-
-
 def is_visible(name: str) -> bool:
     """Whether a file or folder is a person's own, not hidden and not a system's."""
     return not name.startswith(".") and name not in _SYSTEM_FILES
@@ -175,11 +176,11 @@ def repeats_in_name(folder_name: str) -> tuple[int, str] | None:
     return int(match[1]), match[2].replace("_", " ").strip()
 
 
-def _measure(entry: Entry) -> images.Measured | DatasetError:
+def _measure(entry: Entry, checked: Checked) -> images.Measured | DatasetError:
     try:
         if entry.mask is not None:
-            images.measure(entry.mask)
-        return images.measure(entry.image)
+            checked.measure(entry.mask)
+        return checked.measure(entry.image)
     except DatasetError as error:
         return error
 

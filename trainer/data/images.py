@@ -136,7 +136,7 @@ def preview(path: Path, side: int) -> tuple[Measured, Image.Image]:
     scale = side / min(small.size)
     if scale < 1:
         size = (max(1, round(small.width * scale)), max(1, round(small.height * scale)))
-        small = small.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+        small = small.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     return measured, small
 
 

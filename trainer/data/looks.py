@@ -26,7 +26,7 @@ BLURRED = 0.62
 
 _THUMBNAIL = 8  # pixels, both sides
 _FAINT = 5.0  # contrast, of 255, below which noise would decide
-_BLUR_SIDE = 512  # what is sharp at this size is sharp enough for any base
+_BLUR_SIDE = 384  # what is sharp at this size is sharp enough for any base
 _ROWS_AT_ONCE = 256
 
 
@@ -75,16 +75,18 @@ def alike(thumbnails: Sequence[NDArray[np.uint8]]) -> list[list[int]]:
     pixels = np.stack(thumbnails).astype(np.float32)  # [N, D]
     squares = np.einsum("nd,nd->n", pixels, pixels)  # [N]
     limits = ALIKE * np.maximum(pixels.std(axis=1), _FAINT)  # [N], root mean square
-    group = list(range(len(pixels)))  # the first member, directly or by way of others
+    group = np.arange(len(pixels))  # [N], the first member, directly or by way of others
     for start in range(0, len(pixels), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         distances = squares[rows, None] + squares - 2 * (pixels[rows] @ pixels.T)  # [rows, N]
-        for row, column in np.argwhere(distances < limits[rows, None] * limits * pixels.shape[1]):
-            first, second = sorted((_root(group, start + int(row)), _root(group, int(column))))
-            group[second] = first
+        close = distances < limits[rows, None] * limits * pixels.shape[1]
+        for row in np.flatnonzero(close.sum(axis=1) > 1):
+            joined = np.unique(group[close[row]])
+            if len(joined) > 1:
+                group[np.isin(group, joined)] = joined[0]
     members = defaultdict(list)
-    for index in range(len(pixels)):
-        members[_root(group, index)].append(index)
+    for index, first in enumerate(group.tolist()):
+        members[first].append(index)
     return [indices for indices in members.values() if len(indices) > 1]
 
 
@@ -99,10 +101,3 @@ def _remaining(grey: Image.Image, axis: int) -> float:
 
 def _differences(grey: Image.Image, axis: int) -> NDArray[np.int16]:
     return np.abs(np.diff(np.asarray(grey, dtype=np.int16), axis=axis))
-
-
-def _root(group: list[int], index: int) -> int:
-    while group[index] != index:
-        group[index] = group[group[index]]
-        index = group[index]
-    return index

@@ -10,6 +10,7 @@ import pytest
 
 from tests import pictures
 from tests.pictures import save
+from trainer.data import images
 from trainer.data.dataset import Example, list_folder, repeats_in_name, scan
 from trainer.errors import DatasetError
 
@@ -220,3 +221,50 @@ def test_listing_opens_no_image(tmp_path: Path) -> None:
     (tmp_path / "junk.png").write_bytes(b"junk")
     (entry,) = list_folder(tmp_path).entries
     assert entry.image.name == "junk.png"
+
+
+def test_with_a_cache_only_what_has_changed_is_decoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = tmp_path / "dataset", tmp_path / "cache"
+    for index in range(4):
+        save(folder / f"{index}.png", pictures.noise(index))
+    decoded: list[str] = []
+
+    def counting(path: Path) -> images.Measured:
+        decoded.append(path.name)
+        return images.measure(path)
+
+    monkeypatch.setattr("trainer.data.checked.measure", counting)
+    first = scan(folder, cache)
+    assert sorted(decoded) == ["0.png", "1.png", "2.png", "3.png"]
+    decoded.clear()
+    assert scan(folder, cache) == first and decoded == []
+
+    content = (folder / "2.png").read_bytes()
+    status = (folder / "2.png").stat()
+    (folder / "2.png").write_bytes(content[:-20] + b"x" * 20)  # as long as it was
+    os.utime(folder / "2.png", ns=(status.st_atime_ns, status.st_mtime_ns))  # and as old
+    with pytest.raises(DatasetError, match=r"2\.png is broken"):
+        scan(folder, cache)
+    (folder / "2.png").write_bytes(content)
+    decoded.clear()
+    assert len(scan(folder, cache).examples) == 4 and decoded == ["2.png"]
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"[]", b'{"a": 1}', b'{"a": []}', b"null"])
+def test_a_broken_cache_is_made_anew(tmp_path: Path, content: bytes) -> None:
+    folder, cache = tmp_path / "dataset", tmp_path / "cache"
+    save(folder / "a.png")
+    expected = scan(folder, cache)
+    (file,) = cache.iterdir()
+    good = file.read_bytes()
+    file.write_bytes(content)
+    assert scan(folder, cache) == expected
+    assert file.read_bytes() == good
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
+    save(tmp_path / "dataset" / "a.png")
+    (tmp_path / "file").write_text("no folder")
+    assert len(scan(tmp_path / "dataset", tmp_path / "file").examples) == 1
