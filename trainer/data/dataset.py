@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +67,8 @@ class Listing:
     """The images of a folder, sorted by path, none of them opened yet.
 
     `problems` are captions and other small files that cannot be used; `recoded`, captions that are
-    not in UTF-8; `orphans`, captions without an image. The notices tell of the latter two as well.
+    not in UTF-8; `orphans`, captions and masks without an image; `remarks`, whatever else there is
+    to say. The notices say all but the problems.
     """
 
     entries: tuple[Entry, ...]
@@ -74,6 +76,7 @@ class Listing:
     problems: tuple[DatasetError, ...]
     recoded: tuple[Path, ...] = ()
     orphans: tuple[Path, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def scan(folder: Path, cache: Path | None = None) -> Scan:
@@ -127,16 +130,22 @@ def list_folder(folder: Path) -> Listing:
     Raises:
         DatasetError: if the folder is missing, not a folder, not readable, or has no images.
     """
-    if not folder.exists():
-        raise DatasetError(f"The folder {shown(folder)} does not exist.")
-    if not folder.is_dir():
+    try:
+        is_folder = stat.S_ISDIR(folder.stat().st_mode)
+    except FileNotFoundError:
+        raise DatasetError(f"The folder {shown(folder)} does not exist.") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DatasetError(f"The folder {shown(folder)} cannot be read: {reason}.") from None
+    if not is_folder:
         raise DatasetError(f"{shown(folder)} is not a folder.", "Give the folder of the images.")
     reader = _Reader(folder)
-    for directory, names in _walk(folder, reader.notices):
+    for directory, names in _walk(folder, reader.remarks):
         reader.read(directory, names)
     if not reader.entries and not reader.problems:
+        but = f", but {listed(reader.unread)}" if reader.unread else ""
         raise DatasetError(
-            f"The folder {shown(folder)} holds no images.",
+            f"The folder {shown(folder)} holds no images that can be read{but}.",
             "It needs PNG, JPEG, WebP, AVIF, BMP, TIFF or GIF files.",
         )
     return reader.listing()
@@ -145,7 +154,7 @@ def list_folder(folder: Path) -> Listing:
 def visible_files(folder: Path) -> list[Path]:
     """The files in `folder` and below that are not hidden, sorted."""
     return sorted(
-        directory / name for directory, names in _walk(folder, notices=[]) for name in names
+        directory / name for directory, names in _walk(folder, remarks=[]) for name in names
     )
 
 
@@ -165,7 +174,8 @@ def is_visible(name: str) -> bool:
 
 def is_mask_name(name: str) -> bool:
     """Whether a file of this name is the mask of another."""
-    return Path(name).stem.endswith(MASK_SUFFIX) and images.is_image_name(name)
+    path = Path(name)
+    return path.stem.endswith(MASK_SUFFIX) and path.suffix.lower() == ".png"
 
 
 def repeats_in_name(folder_name: str) -> tuple[int, str] | None:
@@ -185,7 +195,7 @@ def _measure(entry: Entry, checked: Checked) -> images.Measured | DatasetError:
         return error
 
 
-def _walk(folder: Path, notices: list[str]) -> Iterator[tuple[Path, list[str]]]:
+def _walk(folder: Path, remarks: list[str]) -> Iterator[tuple[Path, list[str]]]:
     """Folders, from the top down, and the names of their files, sorted; nothing hidden."""
 
     def refuse(error: OSError) -> None:
@@ -196,7 +206,7 @@ def _walk(folder: Path, notices: list[str]) -> Iterator[tuple[Path, list[str]]]:
         visible = sorted(filter(is_visible, folders))
         linked = [name for name in visible if (directory / name).is_symlink()]
         for name in linked:  # following them could go round in circles
-            notices.append(f"{shown(directory / name)} is a link to a folder and was not read.")
+            remarks.append(f"{shown(directory / name)} is a link to a folder and was not read.")
         folders[:] = [name for name in visible if name not in linked]
         yield directory, sorted(filter(is_visible, names))
 
@@ -207,8 +217,9 @@ class _Reader:
 
     root: Path
     entries: list[Entry] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     problems: list[DatasetError] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)  # pictures of other kinds
     _recoded: dict[Path, str] = field(default_factory=dict)  # encodings by caption file
     _orphans: list[Path] = field(default_factory=list)
     _metadata: dict[Path, str] = field(default_factory=dict)  # captions by image
@@ -217,12 +228,15 @@ class _Reader:
     def read(self, directory: Path, names: list[str]) -> None:
         """Adds the images of one folder, given the sorted names of its files."""
         self._read_sidecars(directory, names)
+        self.unread += [n for n in names if Path(n).suffix.lower() in images.OTHER_SUFFIXES]
         found = [n for n in names if images.is_image_name(n) and not is_mask_name(n)]
         files = {(Path(n).stem, Path(n).suffix.lower()): n for n in names}
         repeats, named_caption = self._repeats(directory)
         stems = {Path(name).stem for name in found}
         for (stem, suffix), name in files.items():
-            if suffix in captions.SUFFIXES and stem not in stems:
+            belongs_to = stem.removesuffix(MASK_SUFFIX) if is_mask_name(name) else stem
+            is_companion = suffix in captions.SUFFIXES or is_mask_name(name)
+            if is_companion and belongs_to not in stems:
                 self._orphans.append(directory / name)
         unnamed: list[str] = []
         for name in found:
@@ -242,31 +256,34 @@ class _Reader:
                 )
             )
         if unnamed:
-            self.notices.append(
+            self.remarks.append(
                 f'Without a caption, called "{named_caption}" after the folder: {listed(unnamed)}.'
             )
 
     def listing(self) -> Listing:
         """Everything that has been read."""
-        notices = list(self.notices)
+        remarks = list(self.remarks)
+        known = {entry.image for entry in self.entries}
+        missing = [image.name for image in self._metadata if image not in known]
+        if missing:
+            remarks.append(f"In {sidecars.METADATA_FILE}, but not there: {listed(missing)}.")
+        if self.unread:
+            remarks.append(f"Not read, but can be saved as JPEG or PNG: {listed(self.unread)}.")
+        notices = list(remarks)
         if self._recoded:
             files = listed([path.name for path in self._recoded])
             encodings = " or ".join(sorted(set(self._recoded.values())))
             notices.append(f"Captions not in UTF-8, read as {encodings}: {files}.")
         if self._orphans:
             files = listed([path.name for path in self._orphans])
-            notices.append(f"Captions without an image: {files}.")
-        missing = [
-            image.name for image in self._metadata if not image.is_file() and is_visible(image.name)
-        ]
-        if missing:
-            notices.append(f"In {sidecars.METADATA_FILE}, but not there: {listed(missing)}.")
+            notices.append(f"Captions and masks without an image: {files}.")
         return Listing(
             entries=tuple(sorted(self.entries, key=lambda entry: entry.image)),
             notices=tuple(notices),
             problems=tuple(self.problems),
             recoded=tuple(self._recoded),
             orphans=tuple(self._orphans),
+            remarks=tuple(remarks),
         )
 
     def _caption(self, image: Path, files: dict[tuple[str, str], str]) -> str:
@@ -292,7 +309,7 @@ class _Reader:
             if named := repeats_in_name(parent.name):
                 return named
             if parent == directory and _REPEATS.match(parent.name):
-                self.notices.append(
+                self.remarks.append(
                     f"The number in {shown(parent)} was not taken as repeats, which go from 1 to "
                     f"{MAX_REPEATS}."
                 )

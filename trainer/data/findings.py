@@ -77,7 +77,7 @@ def find_all(facts: Facts) -> tuple[Finding, ...]:
     """All findings, the gravest first."""
     finders = (
         _unreadable, _copies, _uncaptioned, _triggerless, _overlong, _recoded, _small, _blurred,
-        _cropped, _animated, _orphans, _everywhere,
+        _cropped, _animated, _orphans, _remarks, _everywhere,
     )  # fmt: skip
     found = [finding for finder in finders for finding in finder(facts)]
     rank = {"error": 0, "warning": 1, "note": 2}
@@ -253,9 +253,14 @@ def _orphans(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             severity="note",
             code="no_image",
-            message=f"Captions without an image of the same name: {listed(files)}.",
+            message=f"Captions and masks without an image of the same name: {listed(files)}.",
             files=files,
         )
+
+
+def _remarks(facts: Facts) -> Iterator[Finding]:
+    for remark in facts.listing.remarks:
+        yield Finding(severity="note", code="remark", message=remark)
 
 
 def _everywhere(facts: Facts) -> Iterator[Finding]:

@@ -25,6 +25,11 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif"}
 )
+OTHER_SUFFIXES = frozenset(
+    {".heic", ".heif", ".jxl", ".jp2", ".psd", ".xcf", ".svg", ".tga", ".dng", ".cr2", ".cr3",
+     ".nef", ".arw", ".raf", ".orf", ".exr", ".hdr"}
+)  # fmt: skip
+"""Of pictures that are not read; worth a word, since their owner thinks that they are."""
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 89_000_000
 """Just under the size at which Pillow itself begins to warn of decompression bombs."""

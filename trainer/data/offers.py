@@ -87,6 +87,8 @@ class Offers:
             self._add_table(piece, self.texts, sidecars.read_metadata(piece.path, str(piece.name)))
         elif name == sidecars.LABELS_FILE:
             self._add_table(piece, self.labels, sidecars.read_labels(piece.path, str(piece.name)))
+        elif suffix in images.OTHER_SUFFIXES:
+            self.refuse(piece.name, f"is of a kind ({suffix}) that is not read; save it as JPEG")
         else:
             self.refuse(piece.name, "is neither an image that can be read, a caption nor a zip")
 

@@ -77,7 +77,10 @@ class Report(BaseModel):
 
     def to_words(self) -> str:
         """The report for people, a few lines and then one paragraph a finding."""
-        lines = [f"{shown(self.folder)}: {self.images} images, {self.captions} with a caption."]
+        repeated = f" ({self.repeats} with repeats)" if self.repeats != self.images else ""
+        lines = [
+            f"{shown(self.folder)}: {self.images} images{repeated}, {self.captions} with a caption."
+        ]
         if self.smallest and self.median and self.largest:
             sizes = " · ".join(
                 f"{name} {width} x {height}"

@@ -137,11 +137,12 @@ def test_notices_name_what_a_person_should_know(tmp_path: Path) -> None:
     save(tmp_path / "empty.png")
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "lonely.txt").write_text("no image")
+    save(tmp_path / "lonely-masklabel.png")
     still, moving = pictures.quadrants(), pictures.noise(1, 48, 32)
     still.save(tmp_path / "moving.gif", save_all=True, append_images=[moving])
     assert scan(tmp_path).notices == (
         "Captions not in UTF-8, read as cp1252: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 3 more.",
-        "Captions without an image: lonely.txt.",
+        "Captions and masks without an image: lonely-masklabel.png, lonely.txt.",
         "Only the first frame is used of moving.gif, being animated.",
         "Without a caption: empty.png, moving.gif.",
     )
@@ -163,6 +164,17 @@ def test_missing_empty_and_wrong_folders(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png")
     with pytest.raises(DatasetError, match=r"a\.png is not a folder"):
         scan(path)
+    for impossible in ("a" * 5000, "nul\x00"):
+        with pytest.raises(DatasetError, match="cannot be read"):
+            scan(tmp_path / impossible)
+
+
+def test_pictures_of_other_kinds_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"....ftypheic")
+    with pytest.raises(DatasetError, match=r"no images that can be read, but IMG_1\.HEIC"):
+        scan(tmp_path)
+    save(tmp_path / "a.png")
+    assert "Not read, but can be saved as JPEG or PNG: IMG_1.HEIC." in scan(tmp_path).notices
 
 
 def test_all_broken_files_are_named_at_once_up_to_a_point(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import io
 import os
 import pickle
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from PIL import Image, ImageCms, TiffImagePlugin
 from tests import pictures
 from tests.pictures import BLUE, GREEN, RED, YELLOW, encode, oriented, quadrants
 from trainer.data import images
+from trainer.data.buckets import Size, assign, bucket_sizes, crop_box
 from trainer.data.dataset import scan
 from trainer.errors import DatasetError
 
@@ -213,8 +216,6 @@ def bad_checksum() -> bytes:
 
 def text_bomb() -> bytes:
     """A PNG whose compressed comment unpacks to more than Pillow admits."""
-    import zlib
-
     comment = b"Comment\x00\x00" + zlib.compress(b"\x00" * 5_000_000)
     content = encode(quadrants(), "PNG")
     return content[:33] + pictures.png_chunk(b"zTXt", comment) + content[33:]
@@ -352,9 +353,54 @@ def test_the_preview_is_the_image_at_a_smaller_size(tmp_path: Path, suffix: str)
 
 
 def test_only_the_wanted_part_is_resized() -> None:
-    from trainer.data.buckets import Size, crop_box
-
     picture = quadrants(width=120, height=60)
     left = images.resize_and_crop(picture, Size(30, 30), crop_box(120, 60, Size(30, 30), 0.0))
     assert left.size == (30, 30)
     assert pictures.corners(left) == [RED, RED, BLUE, BLUE]
+
+
+def damaged(content: bytes, random: Random) -> bytes:
+    """Some bytes changed, more of them near the start, or the end cut off."""
+    changed = bytearray(content)
+    for _ in range(random.choice((1, 2, 20))):
+        reach = min(len(changed), random.choice((60, 400, len(changed))))
+        changed[random.randrange(reach)] = random.randrange(256)
+    return bytes(changed[: random.randrange(len(changed))] if random.random() < 0.2 else changed)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("format_name", images.FORMATS)
+def test_damage_is_refused_by_all_readers_alike(format_name: str, tmp_path: Path) -> None:
+    """What `measure` lets into a dataset, `open_image` can read; and no decoder's error escapes."""
+    random = Random(format_name)
+    content = encode(pictures.noise(1), format_name)
+    path = tmp_path / "damaged.png"
+
+    def refuses(read: Callable[[Path], object]) -> bool:
+        try:
+            read(path)
+        except DatasetError as error:
+            assert "damaged.png" in error.what
+            return True
+        return False
+
+    outcomes = []
+    for _ in range(40):
+        path.write_bytes(damaged(content, random))
+        outcomes.append(refuses(images.open_image))
+        assert refuses(images.measure) == outcomes[-1]
+        assert refuses(lambda file: images.preview(file, 16)) == outcomes[-1]
+    assert any(outcomes)
+    assert format_name != "PNG" or all(outcomes)  # whose checksums tell of any change
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 3000), (3000, 1), (7, 5)])
+def test_slivers(tmp_path: Path, width: int, height: int) -> None:
+    for suffix in (".png", ".jpg"):
+        path = pictures.save(tmp_path / f"a{suffix}", Image.new("RGB", (width, height), RED))
+        assert images.open_image(path).size == (width, height)
+        measured, _ = images.preview(path, 384)
+        assert (measured.width, measured.height) == (width, height)
+        size = assign(width, height, bucket_sizes(512))
+        whole = images.open_image(path)
+        assert images.resize_and_crop(whole, size, crop_box(width, height, size)).size == size

@@ -13,6 +13,7 @@ import threading
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -93,6 +94,7 @@ def test_what_is_wrong_is_named_and_the_rest_is_taken(dataset: Path, uploads: Pa
             "empty.jpg": b"",
             "model.ckpt": b"\x80\x04.",
             "movie.mp4": b"....ftyp",
+            "IMG_1.HEIC": b"....ftypheic",
             "good.txt": b"a picture",
             "binary.txt": b"a\x00",
             "lonely.txt": b"no image",
@@ -103,8 +105,8 @@ def test_what_is_wrong_is_named_and_the_rest_is_taken(dataset: Path, uploads: Pa
     )
     assert found.images == ("0001.png",) and found.captions == 1
     assert {refused.name for refused in found.refused} == {
-        "cut.png", "empty.jpg", "model.ckpt", "movie.mp4", "binary.txt", "lonely.txt", "copy.png",
-        "x-masklabel.png", "archive.zip",
+        "cut.png", "empty.jpg", "model.ckpt", "movie.mp4", "IMG_1.HEIC", "binary.txt", "lonely.txt",
+        "copy.png", "x-masklabel.png", "archive.zip",
     }  # fmt: skip
     for refused in found.refused:
         assert refused.name in refused.reason and refused.reason.endswith(".")
@@ -276,6 +278,20 @@ def test_zips(name: str, dataset: Path, uploads: Path) -> None:
         assert refused[one.name] in one.reason
     assert inside(dataset) == {*found.images, *(["labels.json"] if found.images else [])}
     assert sorted(os.listdir(dataset.parent.parent)) == ["datasets", "uploads"]  # noqa: PTH208
+
+
+def test_a_damaged_zip_never_breaks_an_import(dataset: Path, uploads: Path) -> None:
+    random = Random(2)
+    files = {"a.png": PNG, "a.txt": b"a cat", "10_x/b.jpg": encode(noise(1), "JPEG"),
+             "metadata.jsonl": b'{"file_name": "a.png", "text": "b"}'}  # fmt: skip
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        content = zipped(files, method)
+        for _ in range(15):
+            changed = bytearray(content)
+            for _ in range(random.choice((1, 3, 20))):
+                changed[-random.randrange(1, 400)] = random.randrange(256)
+            offer(uploads, dataset, {"z.zip": bytes(changed)}).to_words().encode()
+    scan(dataset)
 
 
 def test_too_many_members(dataset: Path, uploads: Path, monkeypatch: pytest.MonkeyPatch) -> None:

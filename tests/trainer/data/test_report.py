@@ -67,7 +67,7 @@ def test_counts_sizes_and_buckets(tmp_path: Path) -> None:
     ]
     assert found.bytes == sum(path.stat().st_size for path in tmp_path.rglob("*.png"))
     words = found.to_words()
-    assert "4 images, 3 with a caption" in words
+    assert "4 images (8 with repeats), 3 with a caption" in words
     assert "256 x 256       2 images   75.0% of steps" in words
 
 
