@@ -224,7 +224,7 @@ def _load_all(texts: Sequence[str]) -> tuple[list[LoadedAdapter], list[float]]:
     loaded = [load(path) for path, _ in pairs]
     families = {one.family: one.path for one in loaded if one.family}
     if len(families) > 1:
-        said = ", ".join(f"{path} is for {family.title}" for family, path in families.items())
+        said = ", ".join(f"{path} is for {family.full_name}" for family, path in families.items())
         raise AdapterError(f"The adapters are for different bases: {said}.")
     return loaded, [weight for _, weight in pairs]
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.adapter import algebra
 from trainer.adapter.factors import Adapter
+from trainer.adapter.fit import mismatch
 from trainer.errors import AdapterError
 
 WARN_ERROR = 0.1
@@ -69,8 +71,12 @@ def fuse_weight(weight: Tensor, delta: Tensor, dtype: torch.dtype | None = None)
 
 @dataclass(frozen=True)
 class FuseReport:
-    """What became of an adapter in each layer, without the weights themselves."""
+    """What became of an adapter in each layer, without the weights themselves.
 
+    `gain` is of the adapter as one long vector, in which a layer counts by its ‖ΔW‖².
+    """
+
+    gain: float
     gains: Mapping[str, float]
     errors: Mapping[str, float]
     unchanged: Mapping[str, float]
@@ -83,8 +89,9 @@ class FuseReport:
 
     def to_words(self) -> str:
         """One or two sentences for a person."""
-        gain = sum(self.gains.values()) / len(self.gains)
-        words = f"Fused {len(self.gains)} layers; the adapter acts at {gain:.1%} of its strength."
+        words = (
+            f"Fused {len(self.gains)} layers; the adapter acts at {self.gain:.1%} of its strength."
+        )
         if self.doubtful:
             worst = self.doubtful[0]
             words += (
@@ -99,29 +106,43 @@ def fuse(
 ) -> tuple[dict[str, Tensor], FuseReport]:
     """Weights with an adapter in them, and the report; the others stay the same tensors.
 
-    Several adapters go through `compose.combine` first, so that there is one rounding.
+    Several adapters go through `compose.combine` first, so that there is one rounding. A layer that
+    loses much is reported; it takes an adapter that is lost as a whole, or a value that overflows,
+    to refuse, since a layer that training hardly moved is lost in any format.
 
     Args:
         weights: the base's, by module path.
         dtype: of the fused weights; by default each keeps its own.
 
     Raises:
-        AdapterError: if a layer is missing, is quantised, or would lose the adapter in rounding.
+        AdapterError: if the adapter does not fit, a layer is quantised, or rounding would lose it.
     """
+    wrong = mismatch(adapter, {path: tuple(weight.shape) for path, weight in weights.items()})
+    if wrong:
+        raise AdapterError(wrong, "Use the adapter with the base it is made for.")
     fused, gains, errors, unchanged = dict(weights), {}, {}, {}
+    kept = whole = 0.0
     for path, layer in adapter.items():
-        if path not in weights:
-            raise AdapterError(
-                f"The base has no layer {path}.", "Use the adapter with the base it is made for."
-            )
         _check_number_format(path, weights[path])
         result = fuse_weight(weights[path], layer.delta(), dtype)
-        if result.refused:
-            raise _refusal(path, result)
+        if not result.finite:
+            raise AdapterError(
+                f"Fusing makes values that are not finite in {path}.",
+                "Fuse in fp32, or at less strength.",
+            )
         fused[path] = result.weight
         gains[path], errors[path] = result.gain, result.error
         unchanged[path] = result.unchanged
-    return fused, FuseReport(gains, errors, unchanged)
+        energy = algebra.inner(layer, layer)
+        kept, whole = kept + result.gain * energy, whole + energy
+    gain = kept / whole if whole > 0 else 1.0
+    if gain < REFUSE_GAIN:
+        raise AdapterError(
+            f"Fusing would keep only {gain:.0%} of the adapter: its changes are smaller than the "
+            "steps of the number format.",
+            "Fuse in fp32, or use the adapter live.",
+        )
+    return fused, FuseReport(gain, gains, errors, unchanged)
 
 
 def _check_number_format(path: str, weight: Tensor) -> None:
@@ -132,15 +153,3 @@ def _check_number_format(path: str, weight: Tensor) -> None:
             "would be lost.",
             "Fuse into the original weights and quantise again, or use the adapter live.",
         )
-
-
-def _refusal(path: str, result: Fused) -> AdapterError:
-    if not result.finite:
-        return AdapterError(
-            f"Fusing makes values that are not finite in {path}.", "Fuse in fp32, at less strength."
-        )
-    return AdapterError(
-        f"Fusing would keep only {result.gain:.0%} of the adapter in {path}, because "
-        f"{str(result.weight.dtype).removeprefix('torch.')} is too coarse for so small a change.",
-        "Fuse in fp32, or use the adapter live.",
-    )

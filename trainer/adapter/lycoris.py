@@ -58,8 +58,7 @@ class LoKr:
     def delta(self) -> Tensor:
         """ΔW [out, in(, kh, kw)]."""
         right = torch.einsum("cr,rd...->cd...", self.up, self.down)
-        product = torch.einsum("ab,cd...->acbd...", self.left, right)
-        return self.scale * product.flatten(0, 1).flatten(1, 2)
+        return self.scale * _kronecker(self.left, right)
 
     def factors(self) -> LowRank:
         """Exactly ΔW at rank min(a, b)·r, by (L₁L₂) ⊗ (UD) = (L₁ ⊗ U)(L₂ ⊗ D)."""
@@ -67,9 +66,7 @@ class LoKr:
         thin = rows > columns
         first = self.left if thin else torch.eye(rows)
         second = torch.eye(columns) if thin else self.left
-        up = torch.kron(first, self.up)
-        down = torch.einsum("ab,rd...->arbd...", second, self.down).flatten(0, 1).flatten(1, 2)
-        return _low_rank(up, down, self.scale)
+        return _low_rank(_kronecker(first, self.up), _kronecker(second, self.down), self.scale)
 
 
 @dataclass(frozen=True)
@@ -139,6 +136,11 @@ def to_low_rank(
         spectrum = dense_spectrum(delta)
     low_rank, lost = truncated(spectrum, cut or Cut(), kernel)
     return low_rank, lost, spectrum.energy
+
+
+def _kronecker(left: Tensor, right: Tensor) -> Tensor:
+    """[a, b] ⊗ [c, d, …] -> [a·c, b·d, …]."""
+    return torch.einsum("ab,cd...->acbd...", left, right).flatten(0, 1).flatten(1, 2)
 
 
 def _factors(layer: LowRank | LoHa | LoKr) -> LowRank:

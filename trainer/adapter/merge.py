@@ -49,7 +49,9 @@ def merge(
             factor = at(weight, path)
             if path in adapter and factor != 0:
                 delta = adapter[path].delta()
-                deltas.append(delta * _mask(method, delta, density, _generator(seed, path, index)))
+                deltas.append(
+                    delta * _mask(method, delta, density, mask_generator(seed, path, index))
+                )
                 weights.append(factor)
         if not deltas:
             continue
@@ -108,7 +110,7 @@ def _column(weights: Tensor, deltas: Tensor) -> Tensor:
     return weights.reshape(-1, *[1] * (deltas.dim() - 1))
 
 
-def _generator(seed: int, path: str, index: int) -> torch.Generator:
+def mask_generator(seed: int, path: str, index: int) -> torch.Generator:
     """A generator of its own for every layer of every adapter, the same whatever the order."""
     digest = hashlib.sha256(f"{seed}:{index}:{path}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -35,7 +35,7 @@ _UNETS: dict[Family, dict[str, Any]] = {
     Family.SD2: _COMMON
     | {
         "block_out_channels": (8, 8, 12, 12),
-        "cross_attention_dim": TEXT_WIDTH,
+        "cross_attention_dim": TEXT_WIDTH + 8,
         "attention_head_dim": (2, 2, 3, 3),
         "use_linear_projection": True,
     },
