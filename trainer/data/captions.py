@@ -102,12 +102,14 @@ def _decode_unmarked_utf16(content: bytes) -> tuple[str, str]:
     """Text without a mark: many zero bytes, all of them on the same side of each pair."""
     zeros_first, zeros_last = content[0::2].count(0), content[1::2].count(0)
     encoding = "utf-16-le" if zeros_last > zeros_first else "utf-16-be"
-    if min(zeros_first, zeros_last) == 0 and max(zeros_first, zeros_last) * 6 > len(content):
-        try:
-            return content.decode(encoding), encoding
-        except UnicodeDecodeError:
-            pass  # an odd length, or halves of pairs: no UTF-16 either, and said so below
-    raise ValueError("it holds NUL bytes")
+    one_sided = min(zeros_first, zeros_last) == 0
+    many = max(zeros_first, zeros_last) * 6 > len(content)  # more than a third of the pairs
+    if not (one_sided and many):
+        raise ValueError("it holds NUL bytes")
+    try:
+        return content.decode(encoding), encoding
+    except UnicodeDecodeError:  # an odd length, or halves of pairs
+        raise ValueError("it holds NUL bytes, and is no UTF-16 either") from None
 
 
 def _is_japanese(text: str) -> bool:
