@@ -72,7 +72,7 @@ class Step(Event):
 
 class Validated(Event):
     """Losses at fixed noise and timesteps; `base_…` without the adapter. `held_out` is None if no
-    image was set aside."""
+    image was set aside. By block: `change` is ‖ΔW‖ / ‖W‖, `gradients` the last step's norms."""
 
     type: Literal["validated"] = "validated"
     step: int
@@ -80,6 +80,8 @@ class Validated(Event):
     base_training: float
     held_out: float | None = None
     base_held_out: float | None = None
+    change: dict[str, float] = Field(default_factory=dict)
+    gradients: dict[str, float] = Field(default_factory=dict)
 
     @property
     def improvement(self) -> float | None:
@@ -98,6 +100,25 @@ class Validated(Event):
             share = 1 - now / before
         side = "below" if share >= 0 else "above"
         return f"loss on {which} images {now:.4f}, {abs(share):.1%} {side} the base's {before:.4f}"
+
+
+class Forecast(Event):
+    """What the run will take, judged by its first steps. Memory is in bytes; None is unknown."""
+
+    type: Literal["forecast"] = "forecast"
+    seconds_per_step: float
+    total_seconds: float
+    peak_memory: int | None = None
+    memory: int | None = None
+
+
+class Verdict(Event):
+    """What the measurements amount to, in words."""
+
+    type: Literal["verdict"] = "verdict"
+    step: int
+    kind: Literal["learning", "not_learning", "too_hot", "overfitting"]
+    message: str
 
 
 class CheckpointSaved(Event):
@@ -156,7 +177,7 @@ class Failed(Event):
 
 
 AnyEvent = Annotated[
-    Started | Preparing | Ready | Step | Validated | CheckpointSaved | Sampled | Notice | Stopping
+    Started | Preparing | Ready | Step | Validated | Forecast | Verdict | CheckpointSaved | Sampled | Notice | Stopping
     | Stopped | Finished | Failed,
     Field(discriminator="type"),
 ]  # fmt: skip

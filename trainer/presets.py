@@ -40,8 +40,7 @@ _FAMILIES: dict[Family, dict[str, Any]] = {
         "adapter.rank": 8,
         "adapter.alpha": 8,
         "optimizer.learning_rate": 2e-3,
-        "optimizer.text_encoder_learning_rate": 1e-3,
-        "loss.min_snr_gamma": None,
+        "loss.weighting": "uniform",
         "training.steps": 300,
         "training.batch_size": 4,
         "training.checkpoint_every_steps": 100,
@@ -55,7 +54,6 @@ _FAMILIES: dict[Family, dict[str, Any]] = {
         "adapter.rank": 16,
         "adapter.alpha": 16,
         "optimizer.learning_rate": 1e-4,
-        "optimizer.text_encoder_learning_rate": 5e-5,
         "training.batch_size": 2,
     },
     "sdxl": {

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trainer.errors import Problem, SettingsError
 from trainer.fields import problems_of
@@ -22,6 +22,9 @@ from trainer.files import write_atomically
 FORMAT_VERSION = 1
 
 Precision = Literal["fp32", "bf16", "fp16"]
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "prodigy", "lion", "schedule_free"]
+Weighting = Literal["uniform", "min_snr", "debiased", "p2"]
+Timesteps = Literal["uniform", "logit_normal", "low_discrepancy"]
 Targets = Literal["attention", "attention-ff", "linear", "linear-conv"]
 Prompts = tuple[Annotated[str, Field(max_length=4000)], ...]
 
@@ -79,19 +82,33 @@ class Adapter(Section):
     layer of the transformer blocks, or those and the 3x3 convolutions."""
     text_encoder: bool = True
     """Train the text encoder's attention as well."""
+    start_from: Path | None = None
+    """An adapter file to go on from, of the same rank and targets, instead of a new one."""
+    max_norm: float | None = Field(default=None, gt=0)
+    """Keeps the norm of each layer's change at or below this, against burnt images; 1 is usual."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Saves a moving average of the weights instead of the last ones; 0.99 is usual."""
 
 
 class Optimizer(Section):
     """How the adapter's weights move."""
 
-    name: Literal["adamw"] = "adamw"
-    """AdamW (Loshchilov & Hutter, 2017, arXiv:1711.05101)."""
-    learning_rate: float = Field(default=1e-4, gt=0, le=1)
+    name: OptimizerName = "adamw"
+    """AdamW (arXiv:1711.05101), its 8-bit form (arXiv:2110.02861), Adafactor (arXiv:1804.04235),
+    Prodigy, which finds the rate itself (arXiv:2306.06101; set the rate to 1), Lion
+    (arXiv:2302.06675; a third of the rate) or schedule-free AdamW (arXiv:2405.15682)."""
+    learning_rate: float = Field(default=1e-4, gt=0, le=10)
     """Peak learning rate of the UNet's adapter."""
-    text_encoder_learning_rate: float | None = Field(default=5e-5, gt=0, le=1)
-    """Peak learning rate of the text encoder's adapter; none means the same as the UNet's."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    text_encoder_learning_rate: float | None = Field(default=None, gt=0, le=10)
+    """Peak learning rate of the text encoder's adapter; by default half the UNet's."""
+    lora_plus_ratio: float | None = Field(default=None, ge=1, le=64)
+    """LoRA+ (arXiv:2402.12354): the up matrices learn this many times as fast; 16 is usual."""
+    schedule: Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial"] = "cosine"
     """How the learning rate falls after the warm-up."""
+    cycles: int = Field(default=3, ge=1, le=100)
+    """Number of falls of `cosine_restarts`."""
+    power: float = Field(default=2.0, gt=0, le=10)
+    """Exponent of `polynomial`: 1 is a straight line."""
     warmup: float = Field(default=0.05, ge=0, le=0.5)
     """Share of the steps over which the learning rate rises from zero."""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
@@ -101,12 +118,23 @@ class Optimizer(Section):
 
 
 class Loss(Section):
-    """What is minimised: the mean squared error of the predicted noise or velocity."""
+    """What is minimised: the error of the predicted noise or velocity."""
 
-    min_snr_gamma: float | None = Field(default=5.0, gt=0)
-    """Min-SNR weighting (Hang et al., 2023, arXiv:2303.09556); none weighs all timesteps alike."""
+    weighting: Weighting = "min_snr"
+    """How timesteps count: all alike, min-SNR (arXiv:2303.09556), debiased (arXiv:2310.08442) or
+    P2 (arXiv:2204.00227)."""
+    min_snr_gamma: float = Field(default=5.0, gt=0)
+    """The signal-to-noise ratio above which min-SNR counts no more."""
+    huber_delta: float | None = Field(default=None, gt=0, le=10)
+    """Errors above this count linearly rather than squared, which forgives odd images
+    (pseudo-Huber, arXiv:2403.16728); 0.1 is usual, none is the mean squared error."""
     noise_offset: float | None = Field(default=None, gt=0, le=1)
     """Adds a constant per channel to the noise, for very dark or bright styles; 0.0357 is usual."""
+    multires_noise: float | None = Field(default=None, gt=0, lt=1)
+    """Adds noise of coarser and coarser grain, each this much weaker; 0.3 is usual."""
+    input_perturbation: float | None = Field(default=None, gt=0, le=1)
+    """Noise on the noise that the UNet sees but need not predict (arXiv:2301.11706); 0.1 is
+    usual."""
 
 
 class Training(Section):
@@ -118,14 +146,27 @@ class Training(Section):
     """Images in one forward and backward pass."""
     gradient_accumulation: int = Field(default=1, ge=1, le=256)
     """Passes whose gradients are averaged into one step: a larger batch in the same memory."""
+    timesteps: Timesteps = "low_discrepancy"
+    """How noise levels are drawn: each alone, more from the middle (logit-normal,
+    arXiv:2403.03206), or evenly spread over batch and steps, which learns more steadily."""
+    min_timestep: int = Field(default=0, ge=0, le=999)
+    """The least noisy timestep to train on."""
+    max_timestep: int = Field(default=999, ge=0, le=999)
+    """The noisiest timestep to train on."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Step k draws its noise, timesteps and dropout from (seed, k)."""
     checkpoint_every_steps: int = Field(default=250, ge=1)
     """Steps between checkpoints; a run can be resumed from the newest."""
     keep_checkpoints: int = Field(default=4, ge=1, le=1000)
-    """Checkpoints kept; older ones are removed."""
+    """States to resume from that are kept; the adapters of all checkpoints are."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third less memory, a quarter slower."""
+
+    @model_validator(mode="after")
+    def _timesteps_in_order(self) -> Self:
+        if self.min_timestep > self.max_timestep:
+            raise ValueError("min_timestep must not be above max_timestep")
+        return self
 
 
 class Validation(Section):
@@ -137,6 +178,8 @@ class Validation(Section):
     """Steps between validations. The first is before training, the last after it."""
     timesteps: int = Field(default=8, ge=1, le=64)
     """Noise levels at which each image is measured, spread evenly."""
+    patience: int | None = Field(default=None, ge=1, le=100)
+    """Stop early after so many validations in a row without a new lowest loss."""
 
 
 class Samples(Section):

@@ -111,14 +111,10 @@ class Attachment:
                 }
             )
 
-    def parameters(self, part: str) -> list[nn.Parameter]:
-        """The factors in one part of the model, in a fixed order."""
-        return [
-            factor
-            for path, layer in self.layers.items()
-            if path.startswith(f"{part}.")
-            for factor in (layer.down, layer.up)
-        ]
+    def attach(self) -> None:
+        """Puts the adapter layers in place, again after `detach`."""
+        for path, slot in self._slots.items():
+            slot.put(self.layers[path])
 
     def detach(self) -> None:
         """Puts the base layers back. Doing it twice is doing it once."""
@@ -205,8 +201,7 @@ def _put(
 ) -> Attachment:
     attachment = Attachment(layers, names, {path: places[path] for path in layers}, gates)
     attachment.set(dict.fromkeys(names, 1.0))
-    for path, layer in layers.items():
-        places[path].put(layer)
+    attachment.attach()
     return attachment
 
 

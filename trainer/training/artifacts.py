@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +20,10 @@ from trainer.preview.grid import save_png
 from trainer.preview.render import PartStrength, Picture, render
 from trainer.run import Run
 from trainer.settings import Settings
-from trainer.training import checkpoint, validation
-from trainer.training.prepare import Prepared
+from trainer.training import checkpoint, factors, validation, verdict
+from trainer.training.prepare import Prepared, extra_of
 from trainer.training.reporter import Reporter
+from trainer.training.self_test import self_test
 
 log = logging.getLogger("atelier")
 
@@ -32,29 +32,43 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class Artifacts:
-    """Writes a run's artifacts and says so."""
+    """Writes a run's artifacts and says so. `measured` has all validations by step, those of
+    earlier attempts too; `gradients` is for the next one to report."""
 
     run: Run
     wanted: Settings
     prepared: Prepared
     reporter: Reporter
-    measured: dict[int, events.Validated]  # by step; those of earlier attempts are there already
-    _began: float = field(default_factory=time.monotonic)
+    measured: dict[int, events.Validated]
+    gradients: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def history(self) -> list[events.Validated]:
+        """All validations, in the order of their steps."""
+        return [self.measured[step] for step in sorted(self.measured)]
 
     def validate(self, step: int) -> None:
-        """Measures the adapter, and, the first time, the base without it."""
+        """Measures the adapter, and, the first time, the base without it; says what it means."""
         model, held_out = self.prepared.model, self.prepared.held_out
         base_training, base_held_out = self._base
+        layers = self.prepared.attachment.layers
         event = events.Validated(
             step=step,
             training=validation.measure(model, self.prepared.training),
             base_training=base_training,
             held_out=validation.measure(model, held_out) if held_out else None,
             base_held_out=base_held_out,
+            change=factors.change_by_block(layers, self.prepared.scale),
+            gradients=self.gradients,
         )
         self.measured[step] = event
         self.reporter.say(event)
         log.info("validation at step %d: %s", step, event.words)
+        first = next((event for event in self.history if event.step > 0), None)
+        if event is first:
+            self._say_verdict(verdict.early(event))
+        elif warning := verdict.overfitting(self.history):
+            self._say_verdict(warning)
 
     @property
     def _base(self) -> tuple[float, float | None]:
@@ -71,17 +85,28 @@ class Artifacts:
         finally:
             attachment.set({"new": 1.0})
 
+    def _say_verdict(self, said: events.Verdict) -> None:
+        log.info("%s", said.message)
+        self.reporter.say(said)
+
     def checkpoint(self, step: int) -> None:
-        """Saves a state to go on from, and the adapter as it is."""
-        layers = self.prepared.attachment.layers
-        factors = {f"{path}/down": layer.down for path, layer in layers.items()}
-        factors |= {f"{path}/up": layer.up for path, layer in layers.items()}
-        file = checkpoint.save(
-            self.run.checkpoints,
-            step,
-            factors,
-            self.prepared.optimizer,
-            lambda path: self.save_adapter(path, step),
+        """Saves a state to go on from, and the adapter as it would be used."""
+        prepared = self.prepared
+
+        def save_adapter(path: Path) -> None:
+            with prepared.as_used():
+                self.save_adapter(path, step)
+
+        file = self.reporter.when_there_is_room(
+            lambda: checkpoint.save(
+                self.run.checkpoints,
+                step,
+                prepared.factors,
+                prepared.optimizer,
+                prepared.average.tensors if prepared.average else {},
+                extra_of(prepared),
+                save_adapter,
+            )
         )
         checkpoint.rotate(self.run.checkpoints, self.wanted.training.keep_checkpoints)
         self.reporter.say(events.CheckpointSaved(step=step, file=self._relative(file)))
@@ -112,8 +137,14 @@ class Artifacts:
             self.reporter.say(event)
 
     def finish(self, step: int) -> None:
-        """Writes the adapter and the report, and says that the run is finished."""
-        self.save_adapter(self.run.adapter_file, step)
+        """Writes the adapter and the report, and says that the run is finished.
+
+        Raises:
+            RunFailed: if the file, read back, does not do what the model in memory does.
+        """
+        with self.prepared.as_used():
+            self.reporter.when_there_is_room(lambda: self.save_adapter(self.run.adapter_file, step))
+            self_test(self.prepared, self.run.adapter_file)
         report = json.dumps(self._report(step), indent=2) + "\n"
         write_atomically(self.run.report_file, report.encode())
         self.reporter.say(events.Finished(step=step, adapter=self._relative(self.run.adapter_file)))
@@ -148,24 +179,32 @@ class Artifacts:
         )
 
     def _report(self, step: int) -> dict[str, Any]:
-        history = [self.measured[key] for key in sorted(self.measured)]
-        best, last = min(history, key=_judged), history[-1]
+        history, last = self.history, self.history[-1]
+        saved = [int(file.stem.removeprefix("step-")) for file in self._checkpoint_files()]
+        recommended, why = verdict.recommendation(history, saved)
+        file = self.run.checkpoints / f"step-{recommended:06d}.safetensors"
         return {
             "steps": step,
-            "seconds": round(time.monotonic() - self._began, 1),
+            "seconds": round(self.reporter.seconds(), 1),
             "device": str(self.prepared.model.device),
             "trained_parameters": self.prepared.trained_parameters,
             "base_parameters": self.prepared.base_parameters,
+            "share_of_base": self.prepared.trained_parameters / self.prepared.base_parameters,
             "adapter": self._relative(self.run.adapter_file),
-            "validations": [event.model_dump(exclude={"time", "type"}) for event in history],
+            "file_bytes": self.run.adapter_file.stat().st_size,
+            "skipped_steps": self.reporter.skipped,
+            "recommended": {
+                "step": recommended,
+                "file": self._relative(file if file.exists() else self.run.adapter_file),
+                "why": why,
+            },
             "final": last.words,
             "held_out_improvement": last.improvement,
-            "lowest_at_step": best.step,
+            "validations": [event.model_dump(exclude={"time", "type"}) for event in history],
         }
+
+    def _checkpoint_files(self) -> list[Path]:
+        return sorted(self.run.checkpoints.glob("step-*.safetensors"))
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.run.path).as_posix()
-
-
-def _judged(event: events.Validated) -> float:
-    return event.training if event.held_out is None else event.held_out

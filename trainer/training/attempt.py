@@ -70,26 +70,31 @@ def attempt(run: Run, listen: Listener = lambda event: None, scanned: Scan | Non
 
 def _train(run: Run, wanted: Settings, scanned: Scan, listen: Listener) -> State:
     # Torch and diffusers take seconds to import; whoever watches has heard `started` by now.
-    from trainer.training import checkpoint
+    from trainer.training import checkpoint, memory
     from trainer.training.artifacts import Artifacts
     from trainer.training.loop import Loop
+    from trainer.training.objective import Objective
     from trainer.training.prepare import go_on_from, prepare
     from trainer.training.reporter import Reporter
 
+    memory.keep_freed_memory()
     reporter = Reporter(run, wanted.training.steps, listen)
     for notice in scanned.notices:
         reporter.notice(notice)
     prepared = prepare(wanted, scanned, reporter.preparing)
     saved = checkpoint.newest(run.checkpoints)
     start = go_on_from(prepared, saved) if saved else 0
+    if saved and (differences := checkpoint.differences(saved)):
+        reporter.notice(f"Resuming may not be exact to the bit: {differences}.")
     reporter.say(prepared.summary(wanted))
     earlier = [event for event in run.read_events()[0] if isinstance(event, events.Validated)]
     measured = {event.step: event for event in earlier if event.step <= start}
     artifacts = Artifacts(run, wanted, prepared, reporter, measured)
-    if not Loop(run, wanted, prepared, reporter, artifacts).train(start):
+    objective = Objective(prepared.model, wanted)
+    if not Loop(run, wanted, prepared, objective, reporter, artifacts).train(start):
         reporter.say(events.Stopped(step=reporter.done))
         return State.STOPPED
-    artifacts.finish(wanted.training.steps)
+    artifacts.finish(reporter.done)
     return State.FINISHED
 
 

@@ -39,6 +39,8 @@ class Checkpoint:
     step: int
     factors: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
+    average: Mapping[str, Tensor]
+    extra: Mapping[str, Any]
     environment: Mapping[str, Any]
 
 
@@ -51,21 +53,35 @@ def environment() -> dict[str, Any]:
     }
 
 
+def differences(saved: Checkpoint) -> str:
+    """What has changed since a checkpoint that bits depend on, in words; empty if nothing."""
+    now = environment()
+    return ", ".join(
+        f"{name} was {before}, is {now.get(name)}"
+        for name, before in saved.environment.items()
+        if before != now.get(name)
+    )
+
+
 def save(
     folder: Path,
     step: int,
     factors: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    average: Mapping[str, Tensor],
+    extra: Mapping[str, Any],
     save_adapter: Callable[[Path], None],
 ) -> Path:
     """Writes the checkpoint of `step` into `folder` and returns its adapter file.
 
+    `average` is the moving average of the factors, if there is one; `extra` is plain JSON;
     `save_adapter(path)` writes the adapter, atomically. Raises OSError if there is no room.
     """
     folder.mkdir(parents=True, exist_ok=True)
     moments, scalars = _split(optimizer.state_dict())
     tensors = {f"factor/{name}": value for name, value in factors.items()}
     tensors |= {f"optimizer/{name}": value for name, value in moments.items()}
+    tensors |= {f"average/{name}": value for name, value in average.items()}
     place = folder / f"step-{step:06d}.state"
     temporary = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=TEMPORARY_SUFFIX, dir=folder))
     try:
@@ -73,6 +89,7 @@ def save(
         state = {
             "step": step,
             "optimizer": scalars,
+            "extra": extra,
             "sha256": hashlib.sha256(content).hexdigest(),
             "environment": environment(),
         }
@@ -120,30 +137,42 @@ def _read(place: Path) -> Checkpoint | None:
         return None  # not whole: an older checkpoint is the newest one
     factors = _with_prefix(tensors, "factor/")
     optimizer = _join(_with_prefix(tensors, "optimizer/"), state["optimizer"])
-    return Checkpoint(state["step"], factors, optimizer, state["environment"])
+    average = _with_prefix(tensors, "average/")
+    return Checkpoint(
+        state["step"], factors, optimizer, average, state["extra"], state["environment"]
+    )
 
 
 def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state as tensors by `index/name`, and the rest as JSON."""
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
+    groups = [dict(group) for group in state["param_groups"]]
+    for number, group in enumerate(groups):  # some optimizers keep tensors here too
+        for name in [name for name, value in group.items() if isinstance(value, Tensor)]:
+            tensors[f"group/{number}/{name}"] = group.pop(name)
     for index, values in state["state"].items():
         for name, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"{index}/{name}"] = value
             else:
                 scalars.setdefault(str(index), {})[name] = value
-    return tensors, {"state": scalars, "param_groups": state["param_groups"]}
+    return tensors, {"state": scalars, "param_groups": groups}
 
 
 def _join(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> dict[str, Any]:
     state: dict[int, dict[str, Any]] = {}
     for index, values in scalars["state"].items():
         state.setdefault(int(index), {}).update(values)
+    groups = [dict(group) for group in scalars["param_groups"]]
     for key, value in tensors.items():
         index, _, name = key.partition("/")
+        if index == "group":
+            number, _, name = name.partition("/")
+            groups[int(number)][name] = value
+            continue
         state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": scalars["param_groups"]}
+    return {"state": state, "param_groups": groups}
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,17 +1,26 @@
-"""Noise, targets and weights of diffusion training, as pure functions."""
+"""Noise, targets, errors and weights of diffusion training, as pure functions.
+
+Throughout, alpha_bar is ᾱ of each image's timestep, [B] in (0, 1), and SNR = ᾱ / (1 − ᾱ).
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.model.stable_diffusion import PredictionType
+from trainer.settings import Timesteps, Weighting
+
+# The fraction of the golden ratio: its multiples fill the unit interval most evenly.
+_GOLDEN = 0.6180339887498949
+_P2_GAMMA = 1.0
 
 
 def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     """√ᾱ·x + √(1−ᾱ)·ε, the forward process (Ho et al., 2020, arXiv:2006.11239, eq. 4).
 
-    latents and noise are [B, C, h, w], alpha_bar [B] in (0, 1).
+    latents and noise are [B, C, h, w].
     """
     alpha_bar = alpha_bar[:, None, None, None]
     return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
@@ -33,20 +42,74 @@ def signal_to_noise(alpha_bar: Tensor) -> Tensor:
     return alpha_bar / (1 - alpha_bar)
 
 
-def min_snr_weight(alpha_bar: Tensor, gamma: float, prediction_type: PredictionType) -> Tensor:
-    """Weights [B] for the mean squared error: min(SNR, γ) in x₀-space, which is min(SNR, γ)/SNR for
-    ε and min(SNR, γ)/(SNR + 1) for velocity (Hang et al., 2023, arXiv:2303.09556, §3.4)."""
+def weight(
+    weighting: Weighting, alpha_bar: Tensor, prediction_type: PredictionType, gamma: float
+) -> Tensor:
+    """What each image's error counts, [B].
+
+    The papers weigh the error of ε: min(SNR, γ) / SNR (min-SNR), 1 / √SNR (debiased),
+    1 / (1 + SNR) (P2 with k = γ = 1). The same error seen as velocity is SNR / (SNR + 1) of that,
+    since both measure the error of x₀. `uniform` counts the error of whatever is predicted.
+    """
     snr = signal_to_noise(alpha_bar)
-    clamped = snr.clamp(max=gamma)
-    return clamped / snr if prediction_type == "epsilon" else clamped / (snr + 1)
+    match weighting:
+        case "uniform":
+            return torch.ones_like(snr)
+        case "min_snr":
+            weights = torch.clamp(snr, max=gamma) / snr
+        case "debiased":
+            weights = snr.rsqrt()
+        case "p2":
+            weights = torch.pow(1 + snr, -_P2_GAMMA)
+    return weights if prediction_type == "epsilon" else weights * snr / (snr + 1)
 
 
-def offset_noise(noise: Tensor, offsets: Tensor, strength: float) -> Tensor:
+def error(prediction: Tensor, wanted: Tensor, huber_delta: float | None = None) -> Tensor:
+    """The mean error of each image [B], in fp32: squared, or pseudo-Huber with δ,
+    2δ(√(d² + δ²) − δ) (Khrapov et al., 2024, arXiv:2403.16728, eq. 5), which is d² near zero."""
+    squared = torch.square(prediction.float() - wanted.float())
+    if huber_delta is not None:
+        squared = 2 * huber_delta * (torch.sqrt(squared + huber_delta**2) - huber_delta)
+    return squared.flatten(1).mean(1)
+
+
+def offset_noise(noise: Tensor, strength: float, draws: torch.Generator) -> Tensor:
     """Noise whose mean per image and channel varies too (Guttenberg, 2023, "Diffusion with offset
-    noise"), so that very dark and very bright images can be learned. offsets is [B, C, 1, 1]."""
+    noise"), so that very dark and very bright images can be learned."""
+    offsets = torch.randn((*noise.shape[:2], 1, 1), generator=draws)
     return noise + strength * offsets
 
 
-def squared_error(prediction: Tensor, wanted: Tensor) -> Tensor:
-    """The mean squared error of each image [B], in fp32."""
-    return torch.square(prediction.float() - wanted.float()).flatten(1).mean(1)
+def multires_noise(noise: Tensor, discount: float, draws: torch.Generator) -> Tensor:
+    """Noise with coarser noise on top, each octave `discount` times the one before, of unit
+    variance in all (Whitaker, 2023, "Multi-resolution noise for diffusion model training")."""
+    height, width = noise.shape[-2:]
+    total, variance, strength = noise, 1.0, discount
+    while min(height, width) > 1:
+        height, width = max(1, height // 2), max(1, width // 2)
+        coarse = torch.randn((*noise.shape[:2], height, width), generator=draws)
+        total = total + strength * F.interpolate(coarse, noise.shape[-2:], mode="nearest")
+        variance += strength**2
+        strength *= discount
+    return total / variance**0.5
+
+
+def timesteps(
+    how: Timesteps, count: int, lowest: int, highest: int, first: int, draws: torch.Generator
+) -> Tensor:
+    """Timesteps [count] in lowest … highest.
+
+    `uniform` draws each alone; `logit_normal` takes the sigmoid of a normal (Esser et al., 2024,
+    arXiv:2403.03206, §3.1); `low_discrepancy` is the additive recurrence with the golden ratio, in
+    which image number `first` + i of the whole run has its place, so that batches and steps fill
+    the range evenly. Its start is for the caller to shift, by `first`.
+    """
+    match how:
+        case "uniform":
+            places = torch.rand(count, generator=draws, dtype=torch.float64)
+        case "logit_normal":
+            places = torch.randn(count, generator=draws, dtype=torch.float64).sigmoid()
+        case "low_discrepancy":
+            numbers = torch.arange(first, first + count, dtype=torch.float64)
+            places = (0.5 + numbers * _GOLDEN) % 1
+    return (lowest + (places * (highest - lowest + 1)).long()).clamp(max=highest)

@@ -3,28 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
 
 from trainer import events
-from trainer.adapter.attach import Attachment, attach_new
+from trainer.adapter.attach import Attachment, Parts, attach_new
+from trainer.adapter.fit import fitted
 from trainer.data.batches import Batches, sizes_of
 from trainer.data.dataset import Example, Scan
 from trainer.data.latents import Encoded, encode
+from trainer.errors import AdapterError
 from trainer.model.load import load
 from trainer.model.stable_diffusion import BaseModel
+from trainer.preview.session import load_for
 from trainer.randomness import generator
 from trainer.settings import Settings
-from trainer.training import optimizers
+from trainer.training import factors, optimizers
 from trainer.training.checkpoint import Checkpoint
+from trainer.training.factors import Average
 from trainer.training.validation import Probe
 
 Progress = Callable[[str, int, int], None]  # stage in words, parts done, parts in all
 
 _FEWEST_TO_SPLIT = 6
 _SHARE_HELD_OUT = 6  # one in so many
+
+
+@dataclass
+class Pace:
+    """How steps are being done, where a run had to adapt; saved with its checkpoints.
+
+    `pieces` are the parts in which each batch is done, `recompute` whether activations are
+    recomputed, `rate` what the learning rate is multiplied by.
+    """
+
+    pieces: int = 1
+    recompute: bool = False
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,8 +58,24 @@ class Prepared:
     batches: Batches
     training: Probe
     held_out: Probe | None
-    optimizer: torch.optim.Optimizer
+    optimizer: AcceleratedOptimizer
     accelerator: Accelerator
+    average: Average | None
+    scale: float
+    pace: Pace
+
+    @cached_property
+    def factors(self) -> dict[str, nn.Parameter]:
+        return factors.named(self.attachment.layers)
+
+    def as_used(self) -> AbstractContextManager[None]:
+        """Within the block the adapter is as it would be saved; see `factors.as_used`."""
+        return factors.as_used(self.factors, self.optimizer, self.average)
+
+    def recompute_activations(self) -> None:
+        """Turns on gradient checkpointing (Chen et al., 2016, arXiv:1604.06174)."""
+        self.model.unet.enable_gradient_checkpointing()
+        self.model.unet.train()  # its blocks recompute in training mode only; it has no dropout
 
     @property
     def images(self) -> int:
@@ -77,47 +115,81 @@ def prepare(wanted: Settings, scanned: Scan, progress: Progress) -> Prepared:
     """
     progress(f"Loading the base {wanted.base.model}", 0, 1)
     model = load(wanted.base)
-    if wanted.training.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()
-        model.unet.train()  # its blocks recompute in training mode only; it has no dropout
     accelerator = _accelerator(model)
     encoded = _encode(model, wanted, scanned, progress)
     kept, held_out = split(encoded, wanted)
     parts = {"unet": model.unet}
     if wanted.adapter.text_encoder:
         parts |= model.text_encoders
-    attachment = attach_new(
-        parts,
-        wanted.adapter.targets,
-        wanted.adapter.rank,
-        wanted.adapter.alpha,
-        generator(wanted.training.seed, "factors"),
-    )
-    optimizer = optimizers.build(
-        wanted.optimizer,
-        attachment.parameters("unet"),
-        [p for part in model.text_encoders for p in attachment.parameters(part)],
-    )
+    attachment = _attach(parts, wanted, model)
+    named, decay = factors.named(attachment.layers), wanted.adapter.ema_decay
     seed, timesteps = wanted.training.seed, wanted.validation.timesteps
-    return Prepared(
+    prepared = Prepared(
         model=model,
         attachment=attachment,
         batches=Batches(kept, wanted),
         training=Probe("training", kept, timesteps, seed),
         held_out=Probe("held-out", held_out, timesteps, seed) if held_out else None,
-        optimizer=accelerator.prepare(optimizer),
+        optimizer=accelerator.prepare(optimizers.build(wanted.optimizer, attachment)),
         accelerator=accelerator,
+        average=factors.Average(named, decay) if decay is not None else None,
+        scale=wanted.adapter.alpha / wanted.adapter.rank,
+        pace=Pace(),
     )
+    if wanted.training.gradient_checkpointing:
+        prepared.recompute_activations()
+    if wanted.optimizer.name == "schedule_free":
+        prepared.optimizer.train()
+    return prepared
 
 
-@torch.no_grad()
 def go_on_from(prepared: Prepared, saved: Checkpoint) -> int:
-    """Puts a checkpoint's factors and moments in place; returns the number of steps done."""
-    for path, layer in prepared.attachment.layers.items():
-        layer.down.copy_(saved.factors[f"{path}/down"])
-        layer.up.copy_(saved.factors[f"{path}/up"])
+    """Puts a checkpoint in place; returns the number of steps done."""
+    factors.put(prepared.factors, saved.factors)
     prepared.optimizer.load_state_dict(dict(saved.optimizer))
+    if prepared.average is not None and saved.average:
+        prepared.average.tensors.update(
+            {name: value.to(prepared.model.device) for name, value in saved.average.items()}
+        )
+    if prepared.accelerator.scaler is not None and saved.extra["scaler"]:
+        prepared.accelerator.scaler.load_state_dict(saved.extra["scaler"])
+    vars(prepared.pace).update(saved.extra["pace"])
+    if prepared.pace.recompute:
+        prepared.recompute_activations()
     return saved.step
+
+
+def extra_of(prepared: Prepared) -> dict[str, Any]:
+    """What a checkpoint must hold besides factors and moments, as JSON."""
+    scaler = prepared.accelerator.scaler
+    return {"pace": vars(prepared.pace), "scaler": scaler.state_dict() if scaler else None}
+
+
+def _attach(parts: Parts, wanted: Settings, model: BaseModel) -> Attachment:
+    """A new adapter, or the one to start from."""
+    adapter = wanted.adapter
+    draws = generator(wanted.training.seed, "factors")
+    attachment = attach_new(parts, adapter.targets, adapter.rank, adapter.alpha, draws)
+    if adapter.start_from is None:
+        return attachment
+    given = fitted(
+        load_for(model.family, adapter.start_from),
+        {path: tuple(layer.weight.shape) for path, layer in attachment.layers.items()},
+    )
+    wrong = [p for p, f in given.items() if p not in attachment.layers or f.rank != adapter.rank]
+    if wrong or given.keys() != attachment.layers.keys():
+        where = wrong[0] if wrong else next(iter(attachment.layers.keys() - given.keys()))
+        attachment.detach()
+        raise AdapterError(
+            f"{adapter.start_from} is not an adapter of rank {adapter.rank} on the layers that "
+            f"adapter.targets {adapter.targets} means: it differs at {where}.",
+            "Give its rank and targets, or resize it first by `atelier resize`.",
+        )
+    with torch.no_grad():
+        for path, layer in attachment.layers.items():
+            layer.down.copy_(given[path].down)
+            layer.up.copy_(given[path].up * given[path].alpha / adapter.alpha)
+    return attachment
 
 
 def split(encoded: Sequence[Encoded], wanted: Settings) -> tuple[list[Encoded], list[Encoded]]:

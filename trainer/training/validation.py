@@ -56,5 +56,5 @@ def measure(model: BaseModel, probe: Probe) -> float:
             Conditioning(hidden.expand(probe.timesteps, -1, -1)),
         )
         wanted = losses.target(latents, noise, alpha_bar, model.prediction_type)
-        errors.append(losses.squared_error(prediction, wanted).mean())
+        errors.append(losses.error(prediction, wanted).mean())
     return float(torch.stack(errors).mean())

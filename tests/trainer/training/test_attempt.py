@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ import safetensors.torch
 import torch
 
 from trainer import events
-from trainer.errors import DatasetError, RunDirectoryError
+from trainer.errors import (
+    AdapterError,
+    DatasetError,
+    NonFinite,
+    OutOfMemory,
+    RunDirectoryError,
+    RunFailed,
+)
 from trainer.fields import nest
 from trainer.run import Run, State
 from trainer.settings import parse
@@ -123,9 +131,8 @@ def test_a_damaged_checkpoint_is_passed_over(new_run: Callable[..., Run]) -> Non
     shutil.rmtree(again.checkpoints / "step-000006.state")
     damaged = again.checkpoints / "step-000004.state" / "tensors.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-    steps: list[int] = []
-    attempt(again, lambda event: steps.append(event.step) if type(event) is events.Step else None)
-    assert min(steps) == 3
+    attempt(again)
+    assert [event.step for event in _of(again, events.Validated)] == [3, 6]  # from step 2 on
     assert _same(whole, again)
 
 
@@ -202,3 +209,176 @@ def test_learns_a_single_image(new_run: Callable[..., Run], photos: Path, tmp_pa
 def test_check_finds_what_is_wrong_without_writing(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="There is no dataset"):
         check(parse({}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer__name": "schedule_free", "adapter__ema_decay": 0.9},
+        {"optimizer__name": "prodigy", "optimizer__learning_rate": 1.0},
+        {"optimizer__name": "adafactor", "adapter__max_norm": 0.2},
+        {"optimizer__name": "lion", "optimizer__lora_plus_ratio": 4, "loss__multires_noise": 0.3,
+         "loss__input_perturbation": 0.1, "training__timesteps": "logit_normal"},
+    ],
+    ids=lambda changes: str(changes["optimizer__name"]),
+)  # fmt: skip
+def test_every_optimizer_resumes_bit_exactly(
+    new_run: Callable[..., Run], changes: dict[str, Any]
+) -> None:
+    whole, again = new_run("whole", **changes), new_run("again", **changes)
+    attempt(whole)
+    shutil.copytree(
+        whole.checkpoints / "step-000004.state", again.checkpoints / "step-000004.state"
+    )
+    attempt(again)
+    assert _same(whole, again)
+    often = new_run("often", training__checkpoint_every_steps=1, **changes)
+    attempt(often)
+    assert _same(whole, often)  # saving, measuring and drawing change nothing
+
+
+def _poison(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
+    """Makes the loss of some passes, counted from 0, infinite."""
+    from trainer.training.objective import Objective
+
+    real, count = Objective.losses, iter(range(10_000))
+
+    def losses(self: Objective, *arguments: Any) -> torch.Tensor:
+        return real(self, *arguments) * (float("inf") if next(count) in calls else 1.0)
+
+    monkeypatch.setattr(Objective, "losses", losses)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_named(
+    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _poison(monkeypatch, {3})  # the second pass of the second step
+    run = new_run()
+    assert attempt(run) is State.FINISHED
+    notices = [event.message for event in _of(run, events.Notice)]
+    assert any("Step 2 was skipped" in notice and ".png" in notice for notice in notices)
+    assert json.loads(run.report_file.read_text())["skipped_steps"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in _tensors(run).values())
+
+
+def test_after_many_bad_steps_the_run_goes_back_once_with_half_the_rate(
+    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"training__steps": 9, "training__gradient_accumulation": 1}
+    _poison(monkeypatch, {2, 3, 4, 5, 6})
+    run = new_run(**changes)
+    assert attempt(run) is State.FINISHED
+    assert any("back to step 2, with half" in event.message for event in _of(run, events.Notice))
+
+    _poison(monkeypatch, set(range(4, 10_000)))
+    hopeless = new_run("hopeless", **changes)
+    with pytest.raises(NonFinite, match="5 steps in a row"):
+        attempt(hopeless)
+    assert hopeless.status().state is State.FAILED
+    for file in hopeless.checkpoints.rglob("*.safetensors"):
+        assert all(torch.isfinite(t).all() for t in safetensors.torch.load_file(file).values())
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory", "can't allocate memory: 12 bytes"])
+def test_out_of_memory_does_the_same_in_parts(
+    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    from trainer.training.objective import Objective
+
+    whole = new_run("whole")
+    attempt(whole)
+    real = Objective.losses
+
+    def losses(self: Objective, question: Any, images: slice) -> torch.Tensor:
+        if images.stop - images.start > 1:
+            raise RuntimeError(message)
+        return real(self, question, images)
+
+    monkeypatch.setattr(Objective, "losses", losses)
+    run = new_run()
+    assert attempt(run) is State.FINISHED
+    assert any("done in 2 parts" in event.message for event in _of(run, events.Notice))
+    one, other = _tensors(whole), _tensors(run)
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=1e-3, atol=1e-4)
+
+
+def test_out_of_memory_for_good_fails_with_advice(
+    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.training.objective import Objective
+
+    def losses(self: Objective, *arguments: Any) -> torch.Tensor:
+        raise MemoryError
+
+    monkeypatch.setattr(Objective, "losses", losses)
+    run = new_run()
+    with pytest.raises(OutOfMemory, match=r"Lower dataset\.resolution"):
+        attempt(run)
+    assert "recomputed" in " ".join(event.message for event in _of(run, events.Notice))
+
+
+def test_a_full_disk_pauses_the_run(
+    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from trainer.training import checkpoint, reporter
+
+    real, failures = checkpoint.save, iter([True, True])
+
+    def save(*arguments: Any) -> Path:
+        if next(failures, False):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(reporter, "_SECONDS_BETWEEN_TRIES", 0.0)
+    heard: list[str] = []
+    run = new_run()
+    attempt(run, lambda event: heard.append(getattr(event, "message", "")))
+    assert run.status().state is State.FINISHED
+    assert heard.count("The disk is full. Make room to go on.") == 1
+
+
+def test_patience_ends_a_run_that_gets_no_better(new_run: Callable[..., Run]) -> None:
+    run = new_run(
+        optimizer__learning_rate=1.0, training__steps=50, validation__every_steps=1,
+        validation__patience=2, samples__prompts=(), training__checkpoint_every_steps=1,
+        optimizer__max_gradient_norm=None,
+    )  # fmt: skip
+    assert attempt(run) is State.FINISHED
+    assert run.status().step < 50
+    report = json.loads(run.report_file.read_text())
+    chosen = report["recommended"]["step"]
+    losses = {item["step"]: item["held_out"] for item in report["validations"]}
+    assert losses[chosen] == min(loss for step, loss in losses.items() if step > 0)
+    assert (run.path / report["recommended"]["file"]).is_file()
+
+
+def test_going_on_from_an_adapter(new_run: Callable[..., Run]) -> None:
+    first = new_run("first")
+    attempt(first)
+    second = new_run("second", adapter__start_from=first.adapter_file, adapter__alpha=1)
+    attempt(second)
+    begun, ended = _of(second, events.Validated)[0], _of(first, events.Validated)[-1]
+    assert begun.held_out == pytest.approx(ended.held_out, rel=1e-4)
+    wrong = new_run("wrong", adapter__start_from=first.adapter_file, adapter__rank=5)
+    with pytest.raises(AdapterError, match="not an adapter of rank 5"):
+        attempt(wrong)
+
+
+def test_a_file_that_differs_from_the_model_is_caught(
+    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.training import artifacts
+
+    real = artifacts.save_adapter
+
+    def save(adapter: Any, path: Path, *rest: Any, **options: Any) -> None:
+        damaged = {key: replace(factor, up=factor.up * 2) for key, factor in adapter.items()}
+        real(damaged, path, *rest, **options)
+
+    monkeypatch.setattr(artifacts, "save_adapter", save)
+    with pytest.raises(RunFailed, match="read back, differs"):
+        attempt(new_run())

@@ -6,9 +6,15 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
+from trainer.settings import Timesteps, Weighting
 from trainer.training import loss
+
+WEIGHTINGS: tuple[Weighting, ...] = ("uniform", "min_snr", "debiased", "p2")
+KINDS: tuple[Timesteps, ...] = ("uniform", "logit_normal", "low_discrepancy")
 
 
 @pytest.fixture
@@ -35,42 +41,100 @@ def test_noise_and_targets_equal_diffusers(
     torch.testing.assert_close(velocity, scheduler.get_velocity(latents, noise, timesteps))
 
 
-def test_min_snr_weights_equal_their_definition(
+def test_weights_equal_their_definitions(
     scheduler: DDPMScheduler, drawn: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    _, _, timesteps = drawn
+    timesteps = drawn[2]
     snr = compute_snr(scheduler, timesteps)
     alpha_bar = scheduler.alphas_cumprod[timesteps]
     torch.testing.assert_close(loss.signal_to_noise(alpha_bar), snr)
-    clamped = torch.minimum(snr, torch.tensor(5.0))
-    close = {"rtol": 1e-5, "atol": 1e-7}
-    epsilon = loss.min_snr_weight(alpha_bar, 5.0, "epsilon")
-    velocity = loss.min_snr_weight(alpha_bar, 5.0, "v_prediction")
-    torch.testing.assert_close(epsilon, clamped / snr, **close)
-    torch.testing.assert_close(velocity, clamped / (snr + 1), **close)
+    expected = {
+        "uniform": torch.ones(5),
+        "min_snr": torch.minimum(snr, torch.tensor(5.0)) / snr,
+        "debiased": 1 / torch.sqrt(snr),
+        "p2": 1 / (1 + snr),
+    }
+    for weighting in WEIGHTINGS:
+        weights = loss.weight(weighting, alpha_bar, "epsilon", 5.0)
+        torch.testing.assert_close(weights, expected[weighting], rtol=1e-5, atol=1e-7)
+    velocity = loss.weight("min_snr", alpha_bar, "v_prediction", 5.0)
+    torch.testing.assert_close(velocity, torch.minimum(snr, torch.tensor(5.0)) / (snr + 1))
 
 
-def test_both_weightings_are_one_loss_in_x0_space(
-    scheduler: DDPMScheduler, drawn: tuple[Tensor, Tensor, Tensor]
+@pytest.mark.parametrize("weighting", ["min_snr", "debiased", "p2"])
+def test_a_weighting_is_one_loss_whatever_is_predicted(
+    scheduler: DDPMScheduler, drawn: tuple[Tensor, Tensor, Tensor], weighting: Weighting
 ) -> None:
-    # A prediction of x0 that is off by d has an ε error of d·√SNR and a v error of d·√(SNR + 1).
-    alpha_bar = scheduler.alphas_cumprod[drawn[2]]
-    snr = loss.signal_to_noise(alpha_bar)
-    by_epsilon = loss.min_snr_weight(alpha_bar, 5.0, "epsilon") * snr
-    by_velocity = loss.min_snr_weight(alpha_bar, 5.0, "v_prediction") * (snr + 1)
-    torch.testing.assert_close(by_epsilon, by_velocity)
-    torch.testing.assert_close(by_epsilon, snr.clamp(max=5.0))
+    # One error of x₀, seen as an error of ε and as an error of v.
+    latents, noise, timesteps = drawn
+    alpha_bar = scheduler.alphas_cumprod[timesteps]
+    a, s = (x.sqrt()[:, None, None, None] for x in (alpha_bar, 1 - alpha_bar))
+    noisy = loss.add_noise(latents, noise, alpha_bar)
+    guess = latents + 0.1 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    guessed_noise = (noisy - a * guess) / s
+    seen = {"epsilon": guessed_noise, "v_prediction": a * guessed_noise - s * guess}
+    losses = [
+        loss.error(prediction, loss.target(latents, noise, alpha_bar, kind))  # type: ignore[arg-type]
+        * loss.weight(weighting, alpha_bar, kind, 5.0)  # type: ignore[arg-type]
+        for kind, prediction in seen.items()
+    ]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=1e-6)
+
+
+def test_the_error_is_per_image_and_in_fp32() -> None:
+    prediction = torch.tensor([[[[1.0, 3.0]]], [[[0.0, 0.0]]]], dtype=torch.float16)
+    errors = loss.error(prediction, torch.zeros(2, 1, 1, 2))
+    assert errors.dtype is torch.float32
+    assert errors.tolist() == [5.0, 0.0]
+
+
+def test_huber_is_squared_near_zero_and_linear_far_away() -> None:
+    small, large = torch.full((1, 1, 1, 1), 1e-3), torch.full((1, 1, 1, 1), 100.0)
+    zero = torch.zeros(1, 1, 1, 1)
+    assert float(loss.error(small, zero, 0.1)) == pytest.approx(1e-6, rel=1e-2)
+    assert float(loss.error(large, zero, 0.1)) == pytest.approx(2 * 0.1 * 100, rel=1e-2)
 
 
 def test_offset_noise_shifts_each_channel_alone() -> None:
-    noise, offsets = torch.zeros(2, 4, 8, 8), torch.randn(2, 4, 1, 1)
-    shifted = loss.offset_noise(noise, offsets, 0.1)
-    torch.testing.assert_close(shifted.mean((2, 3), keepdim=True), 0.1 * offsets)
+    shifted = loss.offset_noise(torch.zeros(2, 4, 8, 8), 0.1, torch.Generator().manual_seed(0))
     assert shifted.std((2, 3)).max() < 1e-6
+    assert shifted.mean((2, 3)).std() == pytest.approx(0.1, rel=0.5)
 
 
-def test_squared_error_is_per_image_and_in_fp32() -> None:
-    prediction = torch.tensor([[[[1.0, 3.0]]], [[[0.0, 0.0]]]], dtype=torch.float16)
-    errors = loss.squared_error(prediction, torch.zeros(2, 1, 1, 2))
-    assert errors.dtype is torch.float32
-    assert errors.tolist() == [5.0, 0.0]
+def test_multires_noise_has_unit_variance_and_a_coarse_part() -> None:
+    draws = torch.Generator().manual_seed(0)
+    noise = torch.randn((256, 4, 16, 16), generator=draws)
+    richer = loss.multires_noise(noise, 0.8, draws)
+    assert float(richer.std()) == pytest.approx(1, abs=0.02)
+    # Means over the image vary far more than those of white noise, which is 1/16.
+    assert float(richer.mean((2, 3)).std()) > 2 * float(noise.mean((2, 3)).std())
+
+
+@given(
+    st.sampled_from(KINDS), st.integers(1, 64), st.integers(0, 999), st.integers(0, 999),
+    st.integers(0, 10**8),
+)  # fmt: skip
+def test_timesteps_stay_in_their_range(
+    how: Timesteps, count: int, one: int, other: int, first: int
+) -> None:
+    lowest, highest = sorted((one, other))
+    drawn = loss.timesteps(how, count, lowest, highest, first, torch.Generator().manual_seed(0))
+    assert drawn.shape == (count,)
+    assert lowest <= int(drawn.min()) and int(drawn.max()) <= highest
+
+
+def test_timesteps_have_the_distribution_they_are_named_for() -> None:
+    draws = torch.Generator().manual_seed(0)
+    uniform = loss.timesteps("uniform", 20_000, 0, 999, 0, draws).float()
+    assert float(uniform.mean()) == pytest.approx(500, abs=10)
+    assert float(uniform.std()) == pytest.approx(1000 / 12**0.5, abs=10)
+    middle = loss.timesteps("logit_normal", 20_000, 0, 999, 0, draws).float()
+    inner = ((middle > 250) & (middle < 750)).float().mean()
+    assert float(inner) == pytest.approx(0.728, abs=0.02)  # P(|N(0, 1)| < ln 3)
+
+
+def test_low_discrepancy_fills_the_range_evenly_across_steps() -> None:
+    draws = torch.Generator()
+    steps = [loss.timesteps("low_discrepancy", 2, 0, 999, 2 * k, draws) for k in range(50)]
+    counts = torch.histc(torch.cat(steps).float(), bins=10, min=0, max=1000)
+    assert counts.min() >= 9 and counts.max() <= 11  # of 10 expected

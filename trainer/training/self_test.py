@@ -1,0 +1,60 @@
+"""The last check of a run: its file, read back, does what the model in memory does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainer.adapter.attach import attach
+from trainer.errors import RunFailed
+from trainer.preview.session import load_for
+from trainer.randomness import generator
+from trainer.training.prepare import Prepared
+
+# Rounding the factors to the file's precision moves the output by about this much of its change.
+_LARGEST_DIFFERENCE = 0.05
+_SIDE = 8
+
+
+def self_test(prepared: Prepared, file: Path) -> None:
+    """Compares the output of the trained layers with that of the file's, on fixed noise.
+
+    Raises:
+        AdapterError: if the file cannot be read or does not fit the base.
+        RunFailed: if it does something else than the layers in memory.
+    """
+    trained = prepared.attachment
+    live = _output(prepared)
+    trained.set({})
+    base = _output(prepared)
+    trained.set({"new": 1.0})
+    trained.detach()
+    try:
+        with attach(prepared.model.parts, {"file": load_for(prepared.model.family, file)}):
+            read = _output(prepared)
+    finally:
+        trained.attach()
+    # Where the adapter does next to nothing, rounding of the model itself is all there is to see.
+    change = max(float((live - base).norm()), 1e-3 * float(base.norm()))
+    difference = float((read - live).norm()) / change
+    if not difference <= _LARGEST_DIFFERENCE:
+        raise RunFailed(
+            f"{file.name}, read back, differs from the trained adapter by {difference:.0%} of what "
+            "it changes.",
+            "Set output.precision to fp32, then resume.",
+        )
+
+
+@torch.no_grad()
+def _output(prepared: Prepared) -> Tensor:
+    """The model's prediction [1, C, 8, 8] for fixed noise and the first training caption."""
+    model = prepared.model
+    noisy = torch.randn(
+        (1, model.latent_channels, _SIDE, _SIDE), generator=generator(0, "self-test")
+    ).to(model.device)
+    timestep = torch.full((1,), len(model.alphas_cumprod) // 2, device=model.device)
+    return model.predict(
+        noisy, timestep, model.encode_prompts([prepared.training.images[0].caption])
+    )
