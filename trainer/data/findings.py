@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from trainer.data.buckets import Size, crop_box
 from trainer.data.dataset import Entry, Listing
 from trainer.data.looks import Look
 from trainer.data.names import listed, printable, shown
-from trainer.data.tokens import LIMIT, Tokenize
+from trainer.data.tokens import LIMIT, Tokenizer
 from trainer.errors import DatasetError
 
 Severity = Literal["error", "warning", "note"]
@@ -65,8 +66,7 @@ class Facts:
     seen: tuple[Seen, ...]
     broken: tuple[tuple[Path, DatasetError], ...]
     trigger: str | None
-    tokenize: Tokenize
-    tokens_exact: bool
+    tokenizer: Tokenizer
 
     def name(self, path: Path) -> str:
         """A path inside the dataset, printable."""
@@ -159,15 +159,15 @@ def _triggerless(facts: Facts) -> Iterator[Finding]:
 
 def _overlong(facts: Facts) -> Iterator[Finding]:
     """Captions past the tokens that are read, each with the words at which it is cut."""
-    about = "" if facts.tokens_exact else "about "
     for seen in facts.seen:
-        ends = facts.tokenize(seen.entry.caption)
+        caption = unicodedata.normalize("NFC", seen.entry.caption)
+        ends = facts.tokenizer.ends(caption)
         if len(ends) > LIMIT:
-            read = " ".join(seen.entry.caption[: ends[LIMIT - 1]].split()[-4:])
+            read = " ".join(caption[: ends[LIMIT - 1]].split()[-4:])
             yield Finding(
                 severity="warning",
                 code="long_caption",
-                message=f"The caption of {seen.file} has {about}{len(ends)} tokens; what follows "
+                message=f"The caption of {seen.file} has {len(ends)} tokens; what follows "
                 f'"{shown(read)}" is past the {LIMIT} that are read at once.',
                 files=(seen.file,),
                 fix="Shorten it, or put what matters first.",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, field_serializer
 
-from trainer.data import captions
+from trainer.data import captions, tokens
 from trainer.data.buckets import Size, assign, bucket_sizes
 from trainer.data.dataset import MASK_SUFFIX, Entry, list_folder, visible_files
 from trainer.data.editing import locked
@@ -19,7 +19,7 @@ from trainer.data.images import measure
 from trainer.data.looks import Look, look
 from trainer.data.names import listed, printable, shown
 from trainer.data.pool import in_order
-from trainer.data.tokens import Tokenize, estimated_ends
+from trainer.data.tokens import Tokenizer
 from trainer.errors import DatasetError
 from trainer.files import write_atomically
 
@@ -44,7 +44,7 @@ class Report(BaseModel):
     """What there is to say about a folder of images and captions.
 
     `repeats` counts every image as often as it is repeated. Sizes are (width, height) in pixels,
-    by area. `tokens_exact` is false if captions' tokens were estimated.
+    by area.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,7 +61,6 @@ class Report(BaseModel):
     largest: tuple[int, int] | None
     buckets: tuple[Bucket, ...]
     findings: tuple[Finding, ...]
-    tokens_exact: bool
 
     @field_serializer("folder")
     def _printable(self, folder: Path) -> str:
@@ -113,12 +112,12 @@ def check(
     folder: Path,
     resolution: int = 512,
     trigger: str | None = None,
-    tokenize: Tokenize | None = None,
+    tokenizer: Tokenizer | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Looks at every image and caption in `folder`. Broken ones are findings, not errors.
 
-    `tokenize` is that of the base; without it, tokens are estimated.
+    `tokenizer` is that of the base, by default CLIP's.
 
     Raises:
         DatasetError: if the folder is missing, cannot be read, or holds no images.
@@ -143,8 +142,7 @@ def check(
         seen=tuple(seen),
         broken=tuple(broken),
         trigger=trigger,
-        tokenize=tokenize or estimated_ends,
-        tokens_exact=tokenize is not None,
+        tokenizer=tokenizer or tokens.clip(),
     )
     return _report(facts, resolution)
 
@@ -210,7 +208,6 @@ def _report(facts: Facts, resolution: int) -> Report:
         largest=by_area[-1] if by_area else None,
         buckets=_buckets(facts.seen),
         findings=find_all(facts),
-        tokens_exact=facts.tokens_exact,
     )
 
 

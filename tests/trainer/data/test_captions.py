@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tests.steady import steady
 from trainer.data.captions import MAX_BYTES, decode, read_caption
-from trainer.data.tokens import estimated_ends
 from trainer.errors import DatasetError
 
 FRENCH = "un garçon au café, l’élève “A” à côté"
@@ -116,25 +115,3 @@ def test_any_bytes_are_read_or_refused(content: bytes) -> None:
         assert str(error)
     else:
         assert "\x00" not in text
-
-
-@steady
-@given(st.text(max_size=200))
-def test_estimated_tokens_end_inside_the_text_in_order(text: str) -> None:
-    ends = estimated_ends(text)
-    assert ends == sorted(ends)
-    assert all(0 < end <= len(text) for end in ends)
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("", 0),
-        ("a photo of a cat", 5),
-        ("a cat, sitting on 2 mats.", 8),
-        ("1girl, blue hair, smile", 7),
-        ("the dog's bone", 4),
-    ],
-)
-def test_estimates_of_plain_captions_are_what_clip_counts(text: str, tokens: int) -> None:
-    assert len(estimated_ends(text)) == tokens
