@@ -11,7 +11,7 @@ from trainer.events import Validated
 
 MAX_POINTS = 400
 _WIDTH, _HEIGHT = 720, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 30
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 14, 34
 Point = tuple[float, float]
 
 

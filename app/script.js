@@ -8,6 +8,15 @@ document.addEventListener("load", (event) => {
   }
 }, true);
 
+// Captions save themselves: a pause in writing counts as leaving the box.
+let pause = 0;
+document.addEventListener("input", (event) => {
+  if (!event.target.closest("#caption")) return;
+  clearTimeout(pause);
+  pause = setTimeout(() => event.target.dispatchEvent(new FocusEvent("blur")), 400);
+});
+document.addEventListener("focusout", () => clearTimeout(pause));
+
 // Ctrl + arrow moves to the next or previous image while a caption is being written, and
 // Ctrl + Enter presses the main button of the page.
 document.addEventListener("keydown", (event) => {

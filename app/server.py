@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import fastapi
@@ -13,11 +14,13 @@ import gradio as gr
 import uvicorn
 
 from app import media, theme
+from app.jobs import TRAINER
 from app.pages.datasets import DatasetsPage
 from app.pages.home import HomePage
 from app.pages.library import LibraryPage
 from app.pages.preview import PreviewPage
 from app.pages.train import TrainPage
+from app.previews import WORKER
 from app.security import check_listening, is_loopback, middlewares
 from app.workshop import Workshop
 from trainer.errors import UserError
@@ -27,7 +30,14 @@ _UPLOADS_LOOKED_AT_EVERY, _UPLOADS_KEPT = 3600, 86400  # seconds
 _log = logging.getLogger(__name__)
 
 
-def serve(host: str, port: int, data: Path) -> None:
+def serve(
+    host: str,
+    port: int,
+    data: Path,
+    *,
+    trainer: Sequence[str] = TRAINER,
+    worker: Sequence[str] = WORKER,
+) -> None:
     """Serves the web app until it is interrupted; port 0 takes a free one.
 
     The password comes from the environment variable ATELIER_PASSWORD, and further names of a proxy
@@ -40,7 +50,7 @@ def serve(host: str, port: int, data: Path) -> None:
     names = tuple(filter(None, os.environ.get("ATELIER_HOSTS", "").split(",")))
     check_listening(host, password)
     listening = _listen(host, port)
-    with listening, Workshop.opened(data) as workshop:
+    with listening, Workshop.opened(data, trainer, worker) as workshop:
         web = application(workshop, host, names, password)
         shown = f"[{host}]" if ":" in host else host
         print(f"LoRA Atelier is at http://{shown}:{listening.getsockname()[1]}", flush=True)

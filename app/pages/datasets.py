@@ -26,7 +26,7 @@ _REMEMBER = """(dataset, image) => {
   const place = new URLSearchParams();
   if (dataset) place.set('dataset', dataset);
   if (image) place.set('image', image);
-  history.replaceState(null, '', '?' + place);
+  history.replaceState(null, '', location.pathname + '?' + place);
 }"""
 # Captions are written in the order in which they were typed, one at a time.
 _SAVING: dict[str, Any] = {
@@ -123,10 +123,6 @@ class DatasetsPage:
     def _connect_captions(self) -> None:
         image = [self.picked, self.picture, self.caption, self.saved]
         written = [self.dataset, self.picked, self.caption]
-        self.caption.input(
-            self.save, written, self.saved, trigger_mode="always_last",
-            api_visibility="private", **_SAVING,
-        )  # fmt: skip
         self._shown(
             self.caption.blur(
                 self.save, written, self.saved, trigger_mode="multiple", api_name="save_caption",

@@ -13,6 +13,8 @@ from app.faults import guarded
 from app.workshop import Workshop
 
 LOOK_EVERY_SECONDS = 2.0
+# Goes to the address that an event put into a hidden box.
+GO = "(address) => { if (address) window.location.href = address; }"
 # Small questions are answered at once, past the queue, without a veil over what they change.
 AT_ONCE: dict[str, Any] = {
     "queue": False,

@@ -13,11 +13,10 @@ from markupsafe import Markup
 from app import parts, samples
 from app.faults import guarded
 from app.overview import overview
-from app.pages.frame import AT_ONCE, page
+from app.pages.frame import AT_ONCE, GO, page
 from app.workshop import Workshop
 
 _RUNS_SHOWN = 8
-_GO = "(address) => { if (address) window.location.href = address; }"
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class HomePage:
                         self._sample(sample, address)
             gr.HTML(_machine(self.workshop.data))
         demo.load(self.show_runs, None, runs, **AT_ONCE)
-        address.change(None, address, None, js=_GO)
+        address.change(None, address, None, js=GO)
 
     def _sample(self, sample: samples.Sample, address: Any) -> None:
         with gr.Column(elem_classes="sample", min_width=240):

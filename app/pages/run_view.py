@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -12,7 +13,7 @@ from app import media, parts
 from app.chart import loss_chart
 from app.faults import guarded
 from app.overview import Overview, overview
-from app.pages.frame import AT_ONCE
+from app.pages.frame import AT_ONCE, GO
 from app.workshop import Workshop
 from trainer.run import Request, Run, State
 
@@ -49,6 +50,16 @@ class RunView:
                 self.samples = gr.HTML("", elem_id="samples")
         with gr.Accordion("Log", open=False, elem_id="log") as self.log_fold:
             self.log = gr.HTML("", elem_id="log-text")
+        self.remove = gr.Button("Delete this run", size="sm", variant="stop", elem_id="remove-run",
+                                visible=False)  # fmt: skip
+        with gr.Column(visible=False, elem_classes="dialog") as self.deleting:
+            gr.HTML("<h2>Delete this run?</h2><p>Its checkpoints, samples and adapter go with it. "
+                    "It cannot be undone.</p>")  # fmt: skip
+            with gr.Row():
+                self.keep = gr.Button("Keep it", elem_id="keep-run", min_width=100)
+                self.delete = gr.Button("Delete", variant="stop", elem_id="delete-run",
+                                        min_width=100)  # fmt: skip
+        self.address = gr.Textbox("", visible=False)
         self.timer = gr.Timer(_BUSY_SECONDS)
         self._connect(demo)
 
@@ -56,11 +67,15 @@ class RunView:
         asked = [self.id, self.seen, self.logarithmic]
         shown = [
             self.head, self.chart, self.samples, self.log, self.log_fold, self.resume, self.stop,
-            self.sample, self.save, self.kill, self.timer, self.seen,
+            self.sample, self.save, self.kill, self.remove, self.timer, self.seen,
         ]  # fmt: skip
         demo.load(_asked_run, None, self.id, **AT_ONCE).then(self.look, asked, shown, **AT_ONCE)
         self.timer.tick(self.look, asked, shown, trigger_mode="once", **AT_ONCE)
         self.logarithmic.input(self.look, asked, shown, **AT_ONCE)
+        for button, opens in ((self.remove, True), (self.keep, False)):
+            button.click(partial(gr.update, visible=opens), None, self.deleting, **AT_ONCE)
+        self.delete.click(self.discard, self.id, self.address, **AT_ONCE)
+        self.address.change(None, self.address, None, js=GO)
         for button, does in (
             (self.resume, self.go_on),
             (self.stop, self.ask_stop),
@@ -74,7 +89,7 @@ class RunView:
     def look(self, id: str, seen: str, logarithmic: bool) -> list[Any]:
         """Updates for what has changed since this page looked last."""
         if not id or id not in self.workshop.jobs.ids():
-            return [gr.skip()] * 12
+            return [gr.skip()] * 13
         run = overview(self.workshop, id)
         pieces = {
             "head": str(_head(run)),
@@ -85,7 +100,7 @@ class RunView:
         before = dict(zip((*_DRAWN, "word"), seen.split(), strict=False))
         now = {name: _digest(html) for name, html in pieces.items()} | {"word": _digest(run.word)}
         drawn = [pieces[n] if now[n] != before.get(n) else gr.skip() for n in _DRAWN]
-        controls = _controls(run) if now["word"] != before.get("word") else [gr.skip()] * 7
+        controls = _controls(run) if now["word"] != before.get("word") else [gr.skip()] * 8
         return [*drawn, *controls, " ".join(now[name] for name in (*_DRAWN, "word"))]
 
     @guarded
@@ -115,6 +130,12 @@ class RunView:
         """Kills a trainer that does not answer."""
         self.workshop.jobs.kill(id)
 
+    @guarded
+    def discard(self, id: str) -> str:
+        """Deletes the run, once its owner has confirmed it, and says where to go then."""
+        self.workshop.jobs.delete(id)
+        return "/train"
+
     def _ask(self, id: str, wanted: Request) -> None:
         self.workshop.jobs.ask(id, wanted)
 
@@ -141,6 +162,7 @@ def _controls(run: Overview) -> list[Any]:
         gr.update(visible=run.state is State.RUNNING),
         gr.update(visible=run.state is State.RUNNING),
         gr.update(visible=run.state is State.STOPPING),
+        gr.update(visible=not run.state.alive),
         gr.Timer(_BUSY_SECONDS if run.state.alive or waiting else _CALM_SECONDS),
     ]
 
@@ -198,6 +220,10 @@ def _outcome(run: Overview) -> Markup:
             ).format(f"{abs(better):.0f}", "lower loss" if better >= 0 else "higher loss", on,
                      f"{loss:.4f}", f"{base:.4f}")  # fmt: skip
     links = Markup("")
+    if run.may_start and run.word != "draft":
+        links = Markup(
+            '<p class="verdict"><a href="/train?from={}">Start again with other settings</a></p>'
+        ).format(run.id)
     if run.state is State.FINISHED:
         ref = f"run:{run.id}"
         links = Markup(

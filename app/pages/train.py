@@ -16,7 +16,7 @@ from app.datasets import Dataset
 from app.faults import guarded
 from app.form import LEAVES, PATHS, Form
 from app.overview import overview
-from app.pages.frame import AT_ONCE, page
+from app.pages.frame import AT_ONCE, GO, page
 from app.pages.run_view import RunView
 from app.workshop import Workshop
 from trainer.data.findings import Finding
@@ -40,7 +40,6 @@ FAMILIES: list[tuple[str, Family]] = [
     ("SD 1.5", "sd15"),
     ("SDXL", "sdxl"),
 ]
-_GO = "(address) => { if (address) window.location.href = address; }"
 _RUNS_SHOWN = 6
 
 
@@ -125,7 +124,7 @@ class TrainPage:
             [self.address, self.problems, self.advanced, *self.form.outputs],
             api_visibility="private",
         )
-        self.address.change(None, self.address, None, js=_GO)
+        self.address.change(None, self.address, None, js=GO)
         demo.load(self.show_recent, None, self.recent, **AT_ONCE)
 
     def _checked(self, when: Callable[..., Any], everything: set[Any]) -> None:
