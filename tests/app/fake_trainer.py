@@ -51,7 +51,7 @@ def _attempt(run: Run, name: str, steps: int) -> int:
         _validate(run, 0)
         _sample(run, 0)
     step = first
-    while step < steps:
+    while step < steps or name == "lasts":
         step += 1
         time.sleep(PACE_SECONDS)
         loss = 0.1 + 0.4 * math.exp(-step / 40) + 0.03 * math.sin(step * 1.7)
@@ -79,8 +79,8 @@ def _attempt(run: Run, name: str, steps: int) -> int:
         if step % EVERY_STEPS == 0 or run.take("save"):
             _checkpoint(run, step)
             _validate(run, step)
-        if name == "lasts" and step == steps - 1:
-            step -= 1
+        if name == "lasts" and step >= steps - 1:
+            step = steps - 2
             time.sleep(0.1)
     shutil.copyfile(_checkpoint(run, steps), run.adapter_file)
     run.append(events.Finished(step=steps, adapter=run.adapter_file.name))

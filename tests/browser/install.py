@@ -1,0 +1,44 @@
+"""Sees to it that there is a Chromium for the browser tests: `python -m tests.browser.install`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def find() -> str | None:
+    """The browser named by $CHROMIUM, one of the system's, or Playwright's own."""
+    for name in (os.environ.get("CHROMIUM"), *NAMES):
+        if name and (path := shutil.which(name)):
+            return path
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    return own if Path(own).exists() else None
+
+
+def main() -> int:
+    """Installs a browser if there is none; returns the exit code."""
+    if find():
+        return 0
+    attempts = [[sys.executable, "-m", "playwright", "install", "chromium"]]
+    if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
+        attempts = [["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]]
+    for command in attempts:
+        print(f"No Chromium found: running {' '.join(command)}", file=sys.stderr)
+        if subprocess.run(command).returncode:
+            break
+    if find():
+        return 0
+    print("Install Chromium, or set CHROMIUM to its path, and try again.", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
