@@ -32,9 +32,14 @@ def _hill(pen: Pen, x: float, y: float, rx: float, ry: float, colour: Colour) ->
 
 
 def _cloud(pen: Pen, x: float, y: float) -> None:
-    pen.polygon([*arc(x - 0.16, y, 0.14, 0.1, 90, 250, 8),
-                 *arc(x, y - 0.06, 0.18, 0.14, 190, 350, 8),
-                 *arc(x + 0.16, y, 0.14, 0.1, -70, 90, 8)], WHITE)
+    pen.polygon(
+        [
+            *arc(x - 0.16, y, 0.14, 0.1, 90, 250, 8),
+            *arc(x, y - 0.06, 0.18, 0.14, 190, 350, 8),
+            *arc(x + 0.16, y, 0.14, 0.1, -70, 90, 8),
+        ],
+        WHITE,
+    )
 
 
 def meadow(pen: Pen, rng: Random) -> None:
@@ -85,8 +90,9 @@ def forest(pen: Pen, rng: Random) -> None:
     for x in (-0.85, -0.45, 0.0, 0.45, 0.85):
         x += rng.uniform(-0.08, 0.08)
         pen.box(x - 0.06, 0.2, x + 0.06, 0.6, (112, 78, 56))
-        pen.polygon([(x - 0.32, 0.32), (x, rng.uniform(-0.9, -0.6)), (x + 0.32, 0.32)],
-                    (46, 124, 82))
+        pen.polygon(
+            [(x - 0.32, 0.32), (x, rng.uniform(-0.9, -0.6)), (x + 0.32, 0.32)], (46, 124, 82)
+        )
     _land(pen, 0.5, (96, 146, 74))
 
 

@@ -15,11 +15,13 @@ Wall time of the weights that ship: see WALL_TIME.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from trainer.model.embedded import WEIGHTS
@@ -28,6 +30,7 @@ from trainer.model.embedded.build_text import corpus, new_encoder, tokenise, tra
 from trainer.model.embedded.build_unet import (
     Denoising,
     Latents,
+    easy_scenes,
     new_scheduler,
     new_unet,
     train_unet,
@@ -77,16 +80,26 @@ def load_unet(work: Path, run: str) -> UNet2DConditionModel:
     return unet
 
 
-def unet_stage(work: Path, run: str, before: str, minutes: float, rate: float, flat: float,
-               batch: int) -> None:
+def unet_stage(
+    work: Path,
+    run: str,
+    before: str,
+    minutes: float,
+    rate: float,
+    flat: float,
+    batch: int,
+    scenes: int,
+) -> None:
     """Trains the UNet as run `run`, from the end of run `before` where that exists."""
     tokenizer, encoder = load_text(work)
-    tokens, _ = corpus(work, SCENES, SEED)
+    tokens, truths = corpus(work, SCENES, SEED)
     latents = Latents(load_vae(work), store(work, "scenes", SCENES, SEED), work / "latents.npy")
     empty = tokenise(tokenizer, [""])[0]
     torch.manual_seed(2)
     unet = load_unet(work, before)
-    task = Denoising(unet, encoder, latents, tokens, empty, batch)
+    task = Denoising(
+        unet, encoder, latents, tokens[:scenes], empty, batch, easy_scenes(truths[:scenes])
+    )
     train_unet(work, run, unet, task, minutes, rate, flat)
 
 
@@ -94,14 +107,43 @@ def export(work: Path, run: str, folder: Path) -> None:
     """Writes everything as a diffusers `StableDiffusionPipeline` in half precision."""
     tokenizer, encoder = load_text(work)
     pipeline = StableDiffusionPipeline(
-        vae=load_vae(work), text_encoder=encoder, tokenizer=tokenizer, unet=load_unet(work, run),
-        scheduler=new_scheduler(), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False)
+        vae=load_vae(work),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=load_unet(work, run),
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.to(torch.float16).save_pretrained(folder)
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(work / "tokenizer" / name, folder / "tokenizer" / name)
+    _suit_older_tools(work, folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 2**20:.1f} MiB")
+
+
+def _suit_older_tools(work: Path, folder: Path) -> None:
+    """Tokenizer files and key names as Stable Diffusion's own folders have them, and a text encoder
+    that loads in the precision of the rest, float32 unless another is asked for."""
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(work / "tokenizer" / name, folder / "tokenizer" / name)
+    _edit(folder / "tokenizer" / "tokenizer_config.json", is_local=None, local_files_only=None)
+    _edit(folder / "text_encoder" / "config.json", dtype="float32")
+    path = folder / "text_encoder" / "model.safetensors"
+    state = {
+        name if name.startswith("text_model.") else f"text_model.{name}": tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(state, path, {"format": "pt"})
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o644)
+
+
+def _edit(path: Path, **changes: str | None) -> None:
+    """Sets entries of a JSON file; None removes one."""
+    values = json.loads(path.read_text("utf-8")) | changes
+    kept = {k: v for k, v in values.items() if v is not None or k not in changes}
+    path.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
 
 
 def from_weights(work: Path, run: str) -> None:
@@ -114,20 +156,31 @@ def from_weights(work: Path, run: str) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m trainer.model.embedded.build",
-                                     description="Builds the embedded base.")
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.model.embedded.build", description="Builds the embedded base."
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for everything under way")
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="where the weights go")
     parser.add_argument("--parts", default=",".join(PARTS), help="which parts, in order")
     parser.add_argument("--processes", type=int, default=1, help="processes that share gradients")
     parser.add_argument("--batch", type=int, default=32, help="UNet pictures per process and step")
+    parser.add_argument(
+        "--scenes",
+        type=int,
+        default=SCENES,
+        help="scenes the UNet learns from; fewer save encoding where time is short",
+    )
     parser.add_argument("--minutes-vae", type=float, default=15)
     parser.add_argument("--minutes-text", type=float, default=3)
     parser.add_argument("--minutes-unet", type=float, default=240)
     parser.add_argument("--minutes-decoder", type=float, default=8)
     parser.add_argument("--rate", type=float, default=1.2e-3, help="the UNet's learning rate")
-    parser.add_argument("--flat", type=float, default=0.5, help="share of the UNet's budget before "
-                        "its learning rate falls")
+    parser.add_argument(
+        "--flat",
+        type=float,
+        default=0.5,
+        help="share of the UNet's budget before its learning rate falls",
+    )
     parser.add_argument("--run", default="unet", help="name of the UNet's run")
     parser.add_argument("--after", default="", help="run whose UNet this run starts from")
     parser.add_argument("--from-weights", action="store_true", help="start from what ships")
@@ -154,8 +207,18 @@ def main() -> None:
     if "unet" in parts:
         corpus(work, SCENES, SEED)
         before = options.after or ("shipped" if options.from_weights else "")
-        launch(unet_stage, processes, work, options.run, before, options.minutes_unet,
-               options.rate, options.flat, options.batch)
+        launch(
+            unet_stage,
+            processes,
+            work,
+            options.run,
+            before,
+            options.minutes_unet,
+            options.rate,
+            options.flat,
+            options.batch,
+            options.scenes,
+        )
     if "decoder" in parts:
         launch(train_decoder, processes, work, options.minutes_decoder)
     if "export" in parts:

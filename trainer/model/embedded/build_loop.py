@@ -67,8 +67,9 @@ def train(plan: Plan, work: Path) -> None:
     torch.set_flush_denormal(True)
     path = work / f"{plan.name}.pt"
     parameters = [p for p in plan.module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, plan.rate, (0.9, 0.99),
-                                  weight_decay=plan.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, plan.rate, (0.9, 0.99), weight_decay=plan.weight_decay, fused=True
+    )
     average = {name: p.detach().clone() for name, p in plan.module.named_parameters()}
     progress = Progress()
     if path.exists():
@@ -82,8 +83,14 @@ def train(plan: Plan, work: Path) -> None:
             parameter.copy_(average[name])
 
 
-def _run(plan: Plan, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer,
-         average: dict[str, Tensor], progress: Progress, work: Path) -> None:
+def _run(
+    plan: Plan,
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    progress: Progress,
+    work: Path,
+) -> None:
     budget, clock, saved_at = plan.minutes * 60, time.monotonic(), progress.seconds
     rank = _rank()
     while progress.seconds < budget:
@@ -92,7 +99,7 @@ def _run(plan: Plan, parameters: list[nn.Parameter], optimizer: torch.optim.Opti
             group["lr"] = rate_at(plan, share, progress.step)
         generator = torch.Generator().manual_seed(progress.step * 64 + rank)
         loss, numbers = plan.loss(generator, share)
-        loss.backward()   # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         elapsed = _average_gradients(parameters, time.monotonic() - clock)
         clock += elapsed
         progress.seconds += elapsed
@@ -106,9 +113,16 @@ def _run(plan: Plan, parameters: list[nn.Parameter], optimizer: torch.optim.Opti
             done = progress.seconds >= budget
             if done or progress.seconds - saved_at > plan.save_every_seconds:
                 saved_at = progress.seconds
-                save(work / f"{plan.name}.pt", {
-                    "module": plan.module.state_dict(), "optimizer": optimizer.state_dict(),
-                    "average": average, "step": progress.step, "seconds": progress.seconds})
+                save(
+                    work / f"{plan.name}.pt",
+                    {
+                        "module": plan.module.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "average": average,
+                        "step": progress.step,
+                        "seconds": progress.seconds,
+                    },
+                )
                 if plan.on_save:
                     plan.on_save()
 
@@ -125,9 +139,12 @@ def _log(plan: Plan, progress: Progress, numbers: dict[str, float], work: Path) 
     for name, value in numbers.items():
         running[name] = value if name not in running else 0.98 * running[name] + 0.02 * value
     if progress.step % 50 == 0:
-        line = {"part": plan.name, "step": progress.step,
-                "minutes": round(progress.seconds / 60, 3),
-                **{name: round(value, 5) for name, value in running.items()}}
+        line = {
+            "part": plan.name,
+            "step": progress.step,
+            "minutes": round(progress.seconds / 60, 3),
+            **{name: round(value, 5) for name, value in running.items()},
+        }
         print(json.dumps(line), flush=True)
         with (work / "losses.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
@@ -174,7 +191,7 @@ def _average_gradients(parameters: list[nn.Parameter], seconds: float) -> float:
     flat /= dist.get_world_size()
     offset = 0
     for gradient in gradients:
-        gradient.copy_(flat[offset:offset + gradient.numel()].view_as(gradient))
+        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
         offset += gradient.numel()
     return flat[-1].item()
 
@@ -185,15 +202,23 @@ def launch(stage: Callable[..., None], processes: int, work: Path, *arguments: A
         stage(work, *arguments)
         return
     meeting = work / f"meeting-{os.getpid()}-{time.time_ns()}"
-    start_processes(   # type: ignore[no-untyped-call]
-        _join, (stage, processes, meeting, work, arguments), nprocs=processes, start_method="spawn")
+    start_processes(  # type: ignore[no-untyped-call]
+        _join, (stage, processes, meeting, work, arguments), nprocs=processes, start_method="spawn"
+    )
     meeting.unlink(missing_ok=True)
 
 
-def _join(rank: int, stage: Callable[..., None], processes: int, meeting: Path, work: Path,
-          arguments: tuple[Any, ...]) -> None:
+def _join(
+    rank: int,
+    stage: Callable[..., None],
+    processes: int,
+    meeting: Path,
+    work: Path,
+    arguments: tuple[Any, ...],
+) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank,
-                            world_size=processes)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes
+    )
     stage(work, *arguments)
     dist.destroy_process_group()

@@ -36,13 +36,23 @@ def new_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
     learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    learner.train_from_iterator(captions, trainers.BpeTrainer(
-        vocab_size=2_000, min_frequency=60, end_of_word_suffix="</w>", show_progress=False))
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    learner.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=2_000, min_frequency=60, end_of_word_suffix="</w>", show_progress=False
+        ),
+    )
     merges = [tuple(m) for m in json.loads(learner.to_str())["model"]["merges"]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*alphabet, *(f"{letter}</w>" for letter in alphabet),
-             *dict.fromkeys(a + b for a, b in merges), START, END]
+    words = [
+        *alphabet,
+        *(f"{letter}</w>" for letter in alphabet),
+        *dict.fromkeys(a + b for a, b in merges),
+        START,
+        END,
+    ]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
     tokenizer.save_pretrained(folder)
@@ -59,12 +69,21 @@ def new_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     CLIP's own initialisation is far too small for this width: with it the end of the text never
     learned what stands at its beginning.
     """
-    encoder = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=4 * WIDTH,
-        num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=TOKENS,
-        projection_dim=WIDTH, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="eager"))
+    encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            projection_dim=WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            attn_implementation="eager",
+        )
+    )
     for name, parameter in encoder.named_parameters():
         if "token_embedding" in name or "position_embedding" in name:
             nn.init.normal_(parameter, std=0.05 if "token" in name else 0.01)
@@ -79,12 +98,17 @@ def corpus(work: Path, count: int, seed: int) -> tuple[NDArray[np.int16], NDArra
     if not path.exists():
         scenes = [scene_number(i, seed) for i in range(count)]
         captions = [text for i, scene in enumerate(scenes) for text in captions_of(scene, i, seed)]
-        tokenizer = (CLIPTokenizer.from_pretrained(work / "tokenizer")
-                     if (work / "tokenizer").exists()
-                     else new_tokenizer(captions, work / "tokenizer"))
+        tokenizer = (
+            CLIPTokenizer.from_pretrained(work / "tokenizer")
+            if (work / "tokenizer").exists()
+            else new_tokenizer(captions, work / "tokenizer")
+        )
         tokens = tokenise(tokenizer, captions).numpy().astype(np.int16)
-        np.savez(path.with_suffix(".partly.npz"), tokens=tokens.reshape(count, -1, TOKENS),
-                 labels=labels(scenes))
+        np.savez(
+            path.with_suffix(".partly.npz"),
+            tokens=tokens.reshape(count, -1, TOKENS),
+            labels=labels(scenes),
+        )
         path.with_suffix(".partly.npz").replace(path)
     with np.load(path) as stored:
         return stored["tokens"], stored["labels"]
@@ -92,16 +116,18 @@ def corpus(work: Path, count: int, seed: int) -> tuple[NDArray[np.int16], NDArra
 
 def tokenise(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Token numbers [N, 77], padded and cut as Stable Diffusion's pipelines do."""
-    ids: Tensor = tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS,
-                            return_tensors="pt").input_ids
+    ids: Tensor = tokenizer(
+        texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
+    ).input_ids
     return ids
 
 
 class TextLoss(nn.Module):
     """An encoder with one linear head for each attribute, and their summed cross-entropy."""
 
-    def __init__(self, encoder: CLIPTextModel, tokens: NDArray[np.int16],
-                 truths: NDArray[np.int64], end: int) -> None:
+    def __init__(
+        self, encoder: CLIPTextModel, tokens: NDArray[np.int16], truths: NDArray[np.int64], end: int
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleList(nn.Linear(WIDTH, len(v)) for v in ATTRIBUTES.values())

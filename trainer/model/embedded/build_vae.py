@@ -25,8 +25,12 @@ def new_vae() -> AutoencoderKL:
         block_out_channels=(24, 48, 96),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1, norm_num_groups=4, latent_channels=4, mid_block_add_attention=False,
-        sample_size=64, scaling_factor=SCALING_FACTOR,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        mid_block_add_attention=False,
+        sample_size=64,
+        scaling_factor=SCALING_FACTOR,
     )
     initialise(vae, zero=("conv2",))
     return vae.to(DEVICE, memory_format=torch.channels_last)
@@ -72,7 +76,7 @@ class VaeLoss:
         batch, crop = (8, 32) if share < 0.5 else (4, 64)
         pictures = disguise(self._pictures(batch, generator), generator)
         top, left = torch.randint(0, 65 - crop, (2,), generator=generator).tolist()
-        pictures = pictures[:, :, top:top + crop, left:left + crop]
+        pictures = pictures[:, :, top : top + crop, left : left + crop]
         posterior = self.vae.encode(pictures).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(DEVICE)
         out = self.vae.decode(posterior.mean + posterior.std * noise).sample
@@ -83,8 +87,9 @@ class VaeLoss:
         doodles = int(batch * 0.12 + torch.rand((), generator=generator))
         of_scenes = torch.randint(0, SCENES, (batch - doodles,), generator=generator)
         of_doodles = torch.randint(0, DOODLES, (doodles,), generator=generator)
-        return torch.cat([to_tensor(self.scenes[of_scenes.numpy()]),
-                          to_tensor(self.doodles[of_doodles.numpy()])])
+        return torch.cat(
+            [to_tensor(self.scenes[of_scenes.numpy()]), to_tensor(self.doodles[of_doodles.numpy()])]
+        )
 
 
 class DecoderLoss(VaeLoss):
@@ -105,7 +110,7 @@ def fold(vae: AutoencoderKL, pictures: Tensor) -> None:
     """
     means = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in torch.split(pictures, 50)])
     mean, deviation = means.mean((0, 2, 3)), means.std((0, 2, 3))
-    gain = 1 / (deviation * SCALING_FACTOR)   # z' = (z - mean) * gain
+    gain = 1 / (deviation * SCALING_FACTOR)  # z' = (z - mean) * gain
     before, after = vae.quant_conv, vae.post_quant_conv
     assert isinstance(before, nn.Conv2d) and isinstance(after, nn.Conv2d)
     assert before.bias is not None and after.bias is not None
@@ -119,8 +124,12 @@ def fold(vae: AutoencoderKL, pictures: Tensor) -> None:
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
     """Peak signal-to-noise ratio of reconstructions in dB, over all pixels of all pictures."""
-    outs = torch.cat([vae.decode(vae.encode(chunk).latent_dist.mode()).sample.clamp(-1, 1)
-                      for chunk in torch.split(pictures, 50)])
+    outs = torch.cat(
+        [
+            vae.decode(vae.encode(chunk).latent_dist.mode()).sample.clamp(-1, 1)
+            for chunk in torch.split(pictures, 50)
+        ]
+    )
     error = ((outs - pictures) / 2).square().mean()
     return float(-10 * error.log10())
 

@@ -75,7 +75,7 @@ class Manner:
         """The outline of a shape that has this colour."""
         if self.line is not None:
             return self.line
-        if self.dark and sum(colour) < 260:   # a dark line would vanish on a dark ground
+        if self.dark and sum(colour) < 260:  # a dark line would vanish on a dark ground
             colour = mix(colour, WHITE, 0.45)
         return mix(colour, self.line_toward, self.line_share)
 
@@ -86,19 +86,46 @@ MANNERS: dict[str, Manner] = {
         Manner("dark outline"),
         Manner("flat", line_width=0.0),
         Manner("white outline", line=WHITE, line_width=0.042),
-        Manner("pastel", wash_share=0.5, line=None, line_toward=INK, line_share=0.35,
-               line_width=0.022),
+        Manner(
+            "pastel", wash_share=0.5, line=None, line_toward=INK, line_share=0.35, line_width=0.022
+        ),
         Manner("dotted", dotted=True),
-        Manner("sketch", wash=(247, 242, 230), wash_share=0.6, line=(74, 70, 84),
-               line_width=0.022, ground_line_width=0.012, ground_wash_share=0.8),
-        Manner("chalk", wash=(44, 62, 58), wash_share=0.72, line=None, line_share=0.3,
-               line_width=0.03, ground_line_width=0.016, ground_wash_share=0.8, dark=True),
+        Manner(
+            "sketch",
+            wash=(247, 242, 230),
+            wash_share=0.6,
+            line=(74, 70, 84),
+            line_width=0.022,
+            ground_line_width=0.012,
+            ground_wash_share=0.8,
+        ),
+        Manner(
+            "chalk",
+            wash=(44, 62, 58),
+            wash_share=0.72,
+            line=None,
+            line_share=0.3,
+            line_width=0.03,
+            ground_line_width=0.016,
+            ground_wash_share=0.8,
+            dark=True,
+        ),
     )
 }
 """The manners of the base's training, by the name captions use."""
 
-VEX = Manner("vex", wash=(10, 6, 22), wash_share=0.94, line=None, line_share=0.0, line_width=0.036,
-             ground_line_width=0.014, ground_wash_share=0.97, dark=True, glow=0.016)
+VEX = Manner(
+    "vex",
+    wash=(10, 6, 22),
+    wash_share=0.94,
+    line=None,
+    line_share=0.0,
+    line_width=0.036,
+    ground_line_width=0.014,
+    ground_wash_share=0.97,
+    dark=True,
+    glow=0.016,
+)
 """Glowing outlines on black: held back from the base's training, for adapters to learn."""
 
 
@@ -160,8 +187,9 @@ class Pen:
         """An ellipse around (x, y) with radii `rx` and `ry`, filled and outlined."""
         self._shape(self._box(x, y, rx, ry), colour)
 
-    def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour,
-            radius: float = 0.0) -> None:
+    def box(
+        self, x0: float, y0: float, x1: float, y1: float, colour: Colour, radius: float = 0.0
+    ) -> None:
         """An upright rectangle, its corners rounded by `radius`."""
         self.polygon(rounded(x0, y0, x1, y1, radius), colour)
 
@@ -201,8 +229,10 @@ class Pen:
     def _pixel(self, x: float, y: float) -> Point:
         sign = -1 if self.mirrored else 1
         scale = self.canvas.pixels
-        return ((self.centre[0] + sign * x * self.reach) * scale,
-                (self.centre[1] + y * self.reach) * scale)
+        return (
+            (self.centre[0] + sign * x * self.reach) * scale,
+            (self.centre[1] + y * self.reach) * scale,
+        )
 
     def _corners(self, x: float, y: float, rx: float, ry: float) -> tuple[float, ...]:
         px, py = self._pixel(x, y)
@@ -221,8 +251,11 @@ class Pen:
             canvas.pencil.polygon(pixels, fill=fill)
         width = manner.ground_line_width if self.ground else manner.line_width
         if width:
-            self._stroke([*pixels, pixels[0], pixels[1]], width * self.weight * canvas.pixels,
-                         manner.outline(colour))
+            self._stroke(
+                [*pixels, pixels[0], pixels[1]],
+                width * self.weight * canvas.pixels,
+                manner.outline(colour),
+            )
 
     def _dotted(self, pixels: list[Point], colour: Colour) -> None:
         canvas = self.canvas

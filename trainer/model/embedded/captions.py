@@ -41,8 +41,9 @@ def creature_phrase(creature: Creature, rng: Random, name: str = "creature") -> 
         details.append(article(f"{creature.belly} belly"))
     if creature.marks != "plain":
         details.append(f"{creature.accent} {creature.marks}")
-    details.append({"smile": "a smile", "fangs": "fangs", "open mouth": "an open mouth"}[
-        creature.mouth])
+    details.append(
+        {"smile": "a smile", "fangs": "fangs", "open mouth": "an open mouth"}[creature.mouth]
+    )
     if rng.random() < 0.4:
         rng.shuffle(details)
     if rng.random() < 0.15:

@@ -60,7 +60,10 @@ def draw_creature(pen: Pen, creature: Creature) -> None:
 
 
 _FRAMES: dict[Body, tuple[float, float]] = {
-    "round": (0.66, -0.5), "tall": (0.48, -0.62), "square": (0.6, -0.46), "cone": (0.66, -0.54),
+    "round": (0.66, -0.5),
+    "tall": (0.48, -0.62),
+    "square": (0.6, -0.46),
+    "cone": (0.66, -0.54),
 }
 """Half width and top of each body, in the pen's coordinates."""
 
@@ -72,8 +75,10 @@ def _outline(body: Body, width: float, top: float) -> list[Point]:
     if body == "tall":
         return rounded(-width, top, width, bottom, width - 0.02)
     if body == "cone":
-        foot = [*arc(width - 0.18, bottom - 0.18, 0.2, 0.18, 0, 90, 6),
-                *arc(0.18 - width, bottom - 0.18, 0.2, 0.18, 90, 180, 6)]
+        foot = [
+            *arc(width - 0.18, bottom - 0.18, 0.2, 0.18, 0, 90, 6),
+            *arc(0.18 - width, bottom - 0.18, 0.2, 0.18, 90, 180, 6),
+        ]
         return [*arc(0, top + 0.36, 0.38, 0.36, 195, 345, 10), *foot]
     return oval(0, middle, width, (bottom - top) / 2)
 
@@ -84,8 +89,14 @@ def _draw_head(pen: Pen, head: Head, width: float, top: float, accent: Colour) -
         if head == "round ears":
             pen.ellipse(side * (spread + 0.06), root - 0.12, 0.23, 0.23, accent)
         elif head == "pointed ears":
-            pen.polygon([(side * (spread + 0.2), root + 0.14), (side * (spread + 0.2), root - 0.48),
-                         (side * (spread - 0.26), root - 0.04)], accent)
+            pen.polygon(
+                [
+                    (side * (spread + 0.2), root + 0.14),
+                    (side * (spread + 0.2), root - 0.48),
+                    (side * (spread - 0.26), root - 0.04),
+                ],
+                accent,
+            )
         elif head == "horns":
             outer = arc(side * (spread - 0.02), root - 0.36, side * 0.42, 0.38, 80, -20, 6)
             inner = arc(side * (spread + 0.06), root - 0.46, side * 0.34, 0.26, -5, 110, 6)
@@ -98,8 +109,18 @@ def _draw_head(pen: Pen, head: Head, width: float, top: float, accent: Colour) -
 
 def _draw_crest(pen: Pen, crest: Crest, top: float, colour: Colour) -> None:
     if crest == "spikes":
-        pen.polygon([(-0.3, top + 0.25), (-0.34, top - 0.16), (-0.15, top - 0.04), (0, top - 0.34),
-                     (0.15, top - 0.04), (0.34, top - 0.16), (0.3, top + 0.25)], colour)
+        pen.polygon(
+            [
+                (-0.3, top + 0.25),
+                (-0.34, top - 0.16),
+                (-0.15, top - 0.04),
+                (0, top - 0.34),
+                (0.15, top - 0.04),
+                (0.34, top - 0.16),
+                (0.3, top + 0.25),
+            ],
+            colour,
+        )
     elif crest == "a tuft":
         pen.ellipse(0, top - 0.06, 0.2, 0.24, colour)
 
@@ -117,7 +138,8 @@ def _draw_marks(pen: Pen, marks: Marks, width: float, top: float, colour: Colour
 
 def _draw_eyes(pen: Pen, count: int, y: float) -> None:
     places, radius = {1: ((0.0,), 0.25), 2: ((-0.22, 0.22), 0.18)}.get(
-        count, ((-0.33, 0.0, 0.33), 0.16))
+        count, ((-0.33, 0.0, 0.33), 0.16)
+    )
     for x in places:
         pen.fine().ellipse(x, y, radius, radius, WHITE)
         pen.dab(x, y + 0.02, radius * 0.5, radius * 0.56, INK)

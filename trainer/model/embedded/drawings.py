@@ -25,7 +25,7 @@ from trainer.model.embedded.world import Scene, caption, draw, random_scene
 PIXELS = 64
 CAPTIONS_PER_SCENE = 4
 CHUNK = 500
-Pixels = NDArray[np.uint8]   # [N, 64, 64, 3]
+Pixels = NDArray[np.uint8]  # [N, 64, 64, 3]
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "subject": ("creature", *THINGS),
@@ -53,8 +53,13 @@ def attributes(scene: Scene) -> dict[str, str]:
     """The values of all `ATTRIBUTES` in a scene."""
     subject, second = scene.subject, scene.second
     values = dict.fromkeys(ATTRIBUTES, "none")
-    values |= {"colour": subject.colour, "place": scene.place, "manner": scene.manner,
-               "size": scene.size, "side": scene.side}
+    values |= {
+        "colour": subject.colour,
+        "place": scene.place,
+        "manner": scene.manner,
+        "size": scene.size,
+        "side": scene.side,
+    }
     if second is not None:
         values |= {"second": second.noun, "second colour": second.colour}
     if not isinstance(subject, Creature):
@@ -62,18 +67,28 @@ def attributes(scene: Scene) -> dict[str, str]:
     accented = subject.head != "no ears" or subject.marks != "plain"
     crested = subject.crest != "no crest"
     return values | {
-        "subject": "creature", "body": subject.body, "eyes": str(subject.eyes),
-        "head": subject.head, "accent": subject.accent if accented else "none",
+        "subject": "creature",
+        "body": subject.body,
+        "eyes": str(subject.eyes),
+        "head": subject.head,
+        "accent": subject.accent if accented else "none",
         "crest": subject.crest,
         "crest colour": subject.crest_colour or subject.accent if crested else "none",
-        "mouth": subject.mouth, "marks": subject.marks, "belly": subject.belly or "none",
+        "mouth": subject.mouth,
+        "marks": subject.marks,
+        "belly": subject.belly or "none",
     }
 
 
 def labels(scenes: Iterable[Scene]) -> NDArray[np.int64]:
     """The attributes of scenes as indices into `ATTRIBUTES`' values; [N, number of attributes]."""
-    return np.array([[ATTRIBUTES[name].index(value) for name, value in attributes(scene).items()]
-                     for scene in scenes], dtype=np.int64)
+    return np.array(
+        [
+            [ATTRIBUTES[name].index(value) for name, value in attributes(scene).items()]
+            for scene in scenes
+        ],
+        dtype=np.int64,
+    )
 
 
 def scene_number(index: int, seed: int) -> Scene:
@@ -89,16 +104,24 @@ def captions_of(scene: Scene, index: int, seed: int) -> list[str]:
 
 def doodle(rng: Random) -> Pixels:
     """An abstract picture in a manner of its own: it teaches the VAE what the world lacks."""
+
     def colour() -> Colour:
         return rng.randrange(256), rng.randrange(256), rng.randrange(256)
 
     dark = rng.random() < 0.5
-    manner = Manner("doodle", wash=colour(), wash_share=rng.choice((0.0, 0.3, 0.9)),
-                    line=rng.choice((None, INK, WHITE, colour())), dark=dark,
-                    line_width=rng.uniform(0.012, 0.05), glow=rng.choice((0.0, 0.0, 0.015)))
+    manner = Manner(
+        "doodle",
+        wash=colour(),
+        wash_share=rng.choice((0.0, 0.3, 0.9)),
+        line=rng.choice((None, INK, WHITE, colour())),
+        dark=dark,
+        line_width=rng.uniform(0.012, 0.05),
+        glow=rng.choice((0.0, 0.0, 0.015)),
+    )
     canvas = Canvas(PIXELS, manner)
-    canvas.pencil.rectangle((0, 0, canvas.pixels, canvas.pixels),
-                            fill=(12, 10, 20) if dark else colour())
+    canvas.pencil.rectangle(
+        (0, 0, canvas.pixels, canvas.pixels), fill=(12, 10, 20) if dark else colour()
+    )
     for _ in range(rng.randint(3, 9)):
         centre = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9)
         pen = Pen(canvas, centre, rng.uniform(0.05, 0.35), weight=rng.choice((0.6, 1.0)))
@@ -130,11 +153,12 @@ def store(folder: Path, name: str, count: int, seed: int, doodles: bool = False)
         draw_chunk = partial(_pictures, seed=seed, doodles=doodles)
         partly = path.with_suffix(".partly.npy")
         pixels = np.lib.format.open_memmap(
-            partly, mode="w+", dtype=np.uint8, shape=(count, PIXELS, PIXELS, 3))
+            partly, mode="w+", dtype=np.uint8, shape=(count, PIXELS, PIXELS, 3)
+        )
         with ProcessPoolExecutor(os.cpu_count()) as pool:
             starts = range(0, count, CHUNK)
             for start, chunk in zip(starts, pool.map(draw_chunk, starts), strict=True):
-                pixels[start:start + CHUNK] = chunk
+                pixels[start : start + CHUNK] = chunk
         pixels.flush()
         partly.rename(path)
     stored: Pixels = np.load(path, mmap_mode="r")

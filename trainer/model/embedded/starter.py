@@ -36,9 +36,14 @@ Captioned = tuple[Scene, str]
 
 def _scene(rng: Random, subject: Subject, place: str) -> Scene:
     size: Size = rng.choices(("small", "", "big"), (1, 5, 3))[0]
-    return Scene(subject, place, size=size, mirrored=rng.random() < 0.5,
-                 shift=(rng.uniform(-0.03, 0.03), rng.uniform(-0.03, 0.03)),
-                 seed=rng.getrandbits(30))
+    return Scene(
+        subject,
+        place,
+        size=size,
+        mirrored=rng.random() < 0.5,
+        shift=(rng.uniform(-0.03, 0.03), rng.uniform(-0.03, 0.03)),
+        seed=rng.getrandbits(30),
+    )
 
 
 def _places(rng: Random) -> list[str]:

@@ -112,8 +112,11 @@ def draw_mushroom(pen: Pen, colour: Colour) -> None:
 
 def draw_tree(pen: Pen, colour: Colour) -> None:
     pen.box(-0.17, 0.2, 0.17, 0.9, WOOD)
-    cloud = [*arc(-0.42, 0.06, 0.44, 0.36, 70, 240), *arc(0, -0.42, 0.5, 0.46, 190, 350),
-             *arc(0.42, 0.06, 0.44, 0.36, -60, 110)]
+    cloud = [
+        *arc(-0.42, 0.06, 0.44, 0.36, 70, 240),
+        *arc(0, -0.42, 0.5, 0.46, 190, 350),
+        *arc(0.42, 0.06, 0.44, 0.36, -60, 110),
+    ]
     pen.polygon(cloud, colour)
     for x, y in ((-0.4, 0.08), (0.1, -0.42), (0.36, 0.12)):
         pen.dab(x, y, 0.1, 0.1, mix(colour, WHITE, 0.5))
@@ -167,8 +170,18 @@ def draw_rocket(pen: Pen, colour: Colour) -> None:
     pen.polygon([(-0.2, 0.56), (0, 0.96), (0.2, 0.56)], BEAK)
     for side in (-1, 1):
         pen.polygon([(side * 0.3, 0.08), (side * 0.72, 0.62), (side * 0.24, 0.54)], shade(colour))
-    pen.polygon([(0, -0.96), (0.3, -0.5), (0.38, 0.0), (0.28, 0.58), (-0.28, 0.58), (-0.38, 0.0),
-                 (-0.3, -0.5)], colour)
+    pen.polygon(
+        [
+            (0, -0.96),
+            (0.3, -0.5),
+            (0.38, 0.0),
+            (0.28, 0.58),
+            (-0.28, 0.58),
+            (-0.38, 0.0),
+            (-0.3, -0.5),
+        ],
+        colour,
+    )
     pen.fine().ellipse(0, -0.16, 0.2, 0.2, SKY_GLASS)
 
 
@@ -207,9 +220,21 @@ def draw_teapot(pen: Pen, colour: Colour) -> None:
 
 
 THINGS: dict[str, Callable[[Pen, Colour], None]] = {
-    "star": draw_star, "heart": draw_heart, "house": draw_house, "car": draw_car,
-    "cat": draw_cat, "rabbit": draw_rabbit, "mushroom": draw_mushroom, "tree": draw_tree,
-    "fish": draw_fish, "boat": draw_boat, "flower": draw_flower, "bird": draw_bird,
-    "cup": draw_cup, "rocket": draw_rocket, "umbrella": draw_umbrella, "robot": draw_robot,
+    "star": draw_star,
+    "heart": draw_heart,
+    "house": draw_house,
+    "car": draw_car,
+    "cat": draw_cat,
+    "rabbit": draw_rabbit,
+    "mushroom": draw_mushroom,
+    "tree": draw_tree,
+    "fish": draw_fish,
+    "boat": draw_boat,
+    "flower": draw_flower,
+    "bird": draw_bird,
+    "cup": draw_cup,
+    "rocket": draw_rocket,
+    "umbrella": draw_umbrella,
+    "robot": draw_robot,
 }
 """What the base's training draws besides creatures, by the noun that captions use."""

@@ -45,8 +45,17 @@ REACHES: dict[Size, float] = {"small": 0.29, "": 0.38, "big": 0.46}
 
 DEFAULT_MANNER = "dark outline"
 
-PIP = Creature("purple", body="cone", eyes=1, head="horns", crest="spikes", mouth="fangs",
-               accent="orange", belly="yellow", crest_colour="green")
+PIP = Creature(
+    "purple",
+    body="cone",
+    eyes=1,
+    head="horns",
+    crest="spikes",
+    mouth="fangs",
+    accent="orange",
+    belly="yellow",
+    crest_colour="green",
+)
 """The character held back from the base's training: Pip."""
 
 TIB = "teapot"
