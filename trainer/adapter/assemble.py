@@ -7,6 +7,7 @@ follow the layer's name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -16,6 +17,8 @@ from trainer.adapter.factors import LowRank
 from trainer.adapter.lycoris import Additive, DoRA, Full, Layer, LoHa, LoKr
 
 Parts = Mapping[str, Tensor]  # by role, as `keys.split` names them
+
+MAX_WEIGHT = 2**27  # entries; the largest layer of SDXL has 30 million
 
 
 def assemble(parts: Parts, *, kernel: int, alpha: float | None = None) -> Layer:
@@ -38,6 +41,7 @@ def assemble(parts: Parts, *, kernel: int, alpha: float | None = None) -> Layer:
         alpha = float(stated)
     try:
         direction = _direction(rest, kernel, alpha)
+        _check_size(*direction.shape)
         return _with_magnitude(direction, magnitude)
     except RuntimeError:
         shapes = ", ".join(f"{role} {_shape(tensor)}" for role, tensor in sorted(parts.items()))
@@ -66,7 +70,7 @@ def _lora(parts: Parts, alpha: float | None) -> LowRank:
     down, up = _need(parts, "down", "up")
     if "mid" in parts:
         # Tucker form (LoCon): a 1×1 down, a k×k core, a 1×1 up. Core and down make one k×k down.
-        down = torch.einsum("rskl,si->rikl", parts["mid"], down.flatten(1))
+        down = _core_times(parts["mid"], down.flatten(1))
     fits = (
         down.dim() in (2, 4)
         and up.dim() in (2, 4)
@@ -112,6 +116,7 @@ def _left(parts: Parts) -> tuple[Tensor, int | None]:
     if "lokr_w1" in parts:
         return parts["lokr_w1"], None
     first, second = _need(parts, "lokr_w1_a", "lokr_w1_b")
+    _check_size(first.shape[0], second.shape[-1])
     return first @ second, second.shape[0]
 
 
@@ -130,7 +135,13 @@ def _right(parts: Parts, kernel: int) -> tuple[Tensor, Tensor, int | None]:
 
 def _from_tucker(core: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     """LyCORIS' Tucker form, core [r, r, kh, kw], up [r, out], down [r, in], as two factors."""
-    return up.T, torch.einsum("rskl,si->rikl", core, down)
+    return up.T, _core_times(core, down)
+
+
+def _core_times(core: Tensor, down: Tensor) -> Tensor:
+    """[r, s, kh, kw] · [s, in] -> [r, in, kh, kw]."""
+    _check_size(core.shape[0], down.shape[-1], *core.shape[2:])
+    return torch.einsum("rskl,si->rikl", core, down)
 
 
 def _unflatten(down: Tensor, kernel: int) -> Tensor:
@@ -143,7 +154,7 @@ def _unflatten(down: Tensor, kernel: int) -> Tensor:
 def _with_magnitude(direction: Additive, magnitudes: Parts) -> Layer:
     if not magnitudes:
         return direction
-    shape = direction.delta().shape
+    shape = direction.shape
     ones = [1] * (len(shape) - 2)
     if "magnitude" in magnitudes:  # PEFT: always the output's, in several shapes
         magnitude = magnitudes["magnitude"].reshape(-1, 1, *ones)
@@ -155,6 +166,12 @@ def _with_magnitude(direction: Additive, magnitudes: Parts) -> Layer:
     if magnitude.numel() != wanted:
         raise ValueError(f"has {magnitude.numel()} magnitudes for a weight of {tuple(shape)}")
     return DoRA(direction, magnitude)
+
+
+def _check_size(*sides: int) -> None:
+    # Small factors can stand for a product that no memory holds.
+    if math.prod(sides) > MAX_WEIGHT:
+        raise ValueError(f"is for a weight of {'×'.join(map(str, sides))}, which no base has")
 
 
 def _need(parts: Parts, *roles: str) -> tuple[Tensor, ...]:

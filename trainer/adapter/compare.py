@@ -123,7 +123,12 @@ def compare(names: tuple[str, str], one: Adapter, two: Adapter, *, layers: int =
     mix = combine([(one, 1.0), (two, 1.0)])
     rank = max(layer.rank for adapter in (one, two) for layer in adapter.values())
     meetings = {path: _meet(one[path], two[path]) for path in common}
-    energies = (_energies(one), _energies(two))
+    energies = (
+        {path: _energy(one[path]) if path not in meetings else meetings[path].energies[0]
+         for path in one},
+        {path: _energy(two[path]) if path not in meetings else meetings[path].energies[1]
+         for path in two},
+    )  # fmt: skip
     wholes = (sum(energies[0].values()), sum(energies[1].values()))
     blocks: dict[str, list[_Meeting]] = {}
     for path in common:
@@ -152,12 +157,12 @@ def overlap(one: Tensor, two: Tensor) -> float:
 
 
 def _meet(one: LowRank, two: LowRank) -> _Meeting:
-    left1, right1 = _spaces(algebra.product_spectrum(one))
-    left2, right2 = _spaces(algebra.product_spectrum(two))
+    first, second = algebra.product_spectrum(one), algebra.product_spectrum(two)
+    (left1, right1), (left2, right2) = _spaces(first), _spaces(second)
     larger = max(left1.shape[1], left2.shape[1])
     chance = (larger / left1.shape[0] + larger / right1.shape[0]) / 2
     return _Meeting(
-        (algebra.inner(one, one), algebra.inner(two, two)),
+        (first.energy, second.energy),
         algebra.inner(one, two),
         overlap(right1, right2),
         overlap(left1, left2),
@@ -204,8 +209,8 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def _energies(adapter: Adapter) -> dict[str, float]:
-    return {path: max(algebra.inner(layer, layer), 0.0) for path, layer in adapter.items()}
+def _energy(layer: LowRank) -> float:
+    return algebra.norm(layer) ** 2
 
 
 def _block_energies(

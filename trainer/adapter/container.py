@@ -60,6 +60,8 @@ def read_container(path: Path) -> Container:
             too large, is not JSON, or does not describe the bytes that follow.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise AdapterError(f"{path} is not a file.", "Give a .safetensors adapter.")
         with path.open("rb") as file:
             length = path.stat().st_size
             text = _header_bytes(path, file, length)

@@ -34,10 +34,15 @@ class LowRank:
     def scale(self) -> float:
         return self.alpha / self.rank
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of ΔW and of the layer's weight: (out, in) or (out, in, kh, kw)."""
+        return (self.up.shape[0], *self.down.shape[1:])
+
     def delta(self) -> Tensor:
-        """ΔW in fp32, shaped like the layer's weight: [out, in] or [out, in, kh, kw]."""
+        """ΔW in fp32, shaped like the layer's weight."""
         product = self.scale * (self.up.float().flatten(1) @ self.down.float().flatten(1))
-        return product.reshape(self.up.shape[0], *self.down.shape[1:])
+        return product.reshape(self.shape)
 
 
 Adapter = Mapping[str, LowRank]

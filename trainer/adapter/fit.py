@@ -29,7 +29,7 @@ def mismatch(
     for path, layer in adapter.items():
         if not _fits(layer, layer_shapes[path]):
             return (
-                f"{made_for}: its layer {path} changes a weight of {_size(_weight_shape(layer))}, "
+                f"{made_for}: its layer {path} changes a weight of {_size(layer.shape)}, "
                 f"and this base has one of {_size(layer_shapes[path])}."
             )
     return None
@@ -53,13 +53,8 @@ def _reshaped(layer: LowRank, weight_shape: tuple[int, ...]) -> LowRank:
 
 
 def _fits(layer: LowRank, weight_shape: tuple[int, ...]) -> bool:
-    own = _weight_shape(layer)
-    kernel, other = own[2:] or (1, 1), weight_shape[2:] or (1, 1)
-    return own[:2] == tuple(weight_shape[:2]) and kernel == tuple(other)
-
-
-def _weight_shape(layer: LowRank) -> tuple[int, ...]:
-    return (layer.up.shape[0], *layer.down.shape[1:])
+    kernel, other = layer.shape[2:] or (1, 1), weight_shape[2:] or (1, 1)
+    return layer.shape[:2] == tuple(weight_shape[:2]) and kernel == tuple(other)
 
 
 def _family_of_adapter(adapter: Adapter) -> Family | None:

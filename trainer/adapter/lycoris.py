@@ -7,6 +7,7 @@ full differences, and DoRA (Liu et al., 2024, arXiv:2402.09353). Every kind give
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,16 @@ class LoHa:
     up2: Tensor
     down2: Tensor
     scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in) or (out, in, kh, kw)."""
+        return (self.up1.shape[0], *self.down1.shape[1:])
+
+    @property
+    def rank(self) -> int:
+        """The rank at which `factors` gives ΔW exactly."""
+        return self.down1.shape[0] * self.down2.shape[0]
 
     def delta(self) -> Tensor:
         """ΔW [out, in(, kh, kw)]."""
@@ -55,6 +66,18 @@ class LoKr:
     down: Tensor
     scale: float
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in) or (out, in, kh, kw)."""
+        rows, columns = self.left.shape
+        inputs, *kernel = self.down.shape[1:]
+        return (rows * self.up.shape[0], columns * inputs, *kernel)
+
+    @property
+    def rank(self) -> int:
+        """The rank at which `factors` gives ΔW exactly."""
+        return min(self.left.shape) * self.down.shape[0]
+
     def delta(self) -> Tensor:
         """ΔW [out, in(, kh, kw)]."""
         right = torch.einsum("cr,rd...->cd...", self.up, self.down)
@@ -74,6 +97,11 @@ class Full:
     """ΔW itself, [out, in(, kh, kw)]."""
 
     weight: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in) or (out, in, kh, kw)."""
+        return tuple(self.weight.shape)
 
     def delta(self) -> Tensor:
         """ΔW [out, in(, kh, kw)]."""
@@ -124,27 +152,21 @@ def to_low_rank(
         if base_weight is None:
             raise ValueError("DoRA has no ΔW without its base's weight")
         layer = Full(layer.delta(base_weight))
-    factors = None if isinstance(layer, Full) else _factors(layer)
-    if factors is not None and factors.rank <= min(factors.up.shape[0], factors.down[0].numel()):
+    full_rank = min(layer.shape[0], math.prod(layer.shape[1:]))
+    if not isinstance(layer, Full) and layer.rank <= full_rank:
+        factors = layer if isinstance(layer, LowRank) else layer.factors()
         if cut is None:
             return factors, 0.0, inner(factors, factors)
-        kernel = tuple(factors.down.shape[2:])
         spectrum = product_spectrum(factors)
     else:
-        delta = layer.delta()
-        kernel = tuple(delta.shape[2:])
-        spectrum = dense_spectrum(delta)
-    low_rank, lost = truncated(spectrum, cut or Cut(), kernel)
+        spectrum = dense_spectrum(layer.delta())
+    low_rank, lost = truncated(spectrum, cut or Cut(), layer.shape[2:])
     return low_rank, lost, spectrum.energy
 
 
 def _kronecker(left: Tensor, right: Tensor) -> Tensor:
     """[a, b] ⊗ [c, d, …] -> [a·c, b·d, …]."""
     return torch.einsum("ab,cd...->acbd...", left, right).flatten(0, 1).flatten(1, 2)
-
-
-def _factors(layer: LowRank | LoHa | LoKr) -> LowRank:
-    return layer if isinstance(layer, LowRank) else layer.factors()
 
 
 def _low_rank(up: Tensor, down: Tensor, scale: float) -> LowRank:

@@ -37,6 +37,7 @@ _ARCHITECTURES = {
 }
 _IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"  # what modelspec asks for
 _DEFAULT_RESOLUTION = {Family.SD1: 512, Family.SD2: 768, Family.SDXL: 1024}
+_MOST_TAGS = 5000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|embedded")
 
 Tags = Mapping[str, Mapping[str, int]]
@@ -159,9 +160,20 @@ def _kohya(header: Header, created: datetime) -> dict[str, str | None]:
         "ss_num_train_images": _text(header.images),
         "ss_steps": _text(header.steps),
         "ss_seed": _text(header.seed),
-        "ss_tag_frequency": json.dumps(header.tags, ensure_ascii=False) if header.tags else None,
+        "ss_tag_frequency": _tag_frequency(header.tags),
         "ss_training_started_at": str(created.timestamp()),
     }
+
+
+def _tag_frequency(tags: Tags) -> str | None:
+    """The most frequent tags: half a million have made headers that no tool could read."""
+    if not tags:
+        return None
+    most = {
+        folder: dict(sorted(counts.items(), key=lambda item: -item[1])[:_MOST_TAGS])
+        for folder, counts in tags.items()
+    }
+    return json.dumps(most, ensure_ascii=False)
 
 
 def _modelspec(header: Header, created: datetime) -> dict[str, str | None]:

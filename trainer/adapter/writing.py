@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from trainer.adapter.container import MAX_HEADER_BYTES
 from trainer.adapter.factors import Adapter
 from trainer.adapter.header import Header
 from trainer.adapter.keys import Form, kohya_name
@@ -40,8 +41,8 @@ def save(
     form the scale is folded into the factors, since that form has no alpha.
 
     Raises:
-        AdapterError: if it is empty, a value is not finite in `precision`, or a layer has no name
-            in the form asked for.
+        AdapterError: if it is empty, a value is not finite in `precision`, a layer has no name in
+            the form asked for, or the metadata is too large.
     """
     if not adapter:
         raise AdapterError(f"There is nothing to write to {path}: the adapter has no layers.")
@@ -58,8 +59,20 @@ def save(
             )
     rank = Counter(layer.rank for layer in adapter.values()).most_common(1)[0][0]
     stated = replace(header, rank=rank, alpha=alpha if form == "kohya" else rank)
-    content = _content(tensors, stated.to_metadata())
-    replace_atomically(path, lambda temporary: temporary.write_bytes(content))
+    header_bytes, body = _content(tensors, stated.to_metadata())
+    if len(header_bytes) > MAX_HEADER_BYTES:
+        raise AdapterError(
+            f"{path} is not written: its metadata takes {len(header_bytes)} bytes, and tools read "
+            f"{MAX_HEADER_BYTES} at most.",
+            "Leave out tags, or set output.private.",
+        )
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(header_bytes)
+            file.write(body)
+
+    replace_atomically(path, write)
 
 
 def common_alpha(adapter: Adapter, precision: torch.dtype) -> float:
@@ -111,8 +124,10 @@ def _stored(tensor: Tensor, factor: float, precision: torch.dtype) -> Tensor:
     return (wide * factor).to(precision).contiguous()
 
 
-def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The file's bytes, with the two hashes by which other tools know it.
+def _content(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[bytes, memoryview]:
+    """The file's header and the rest, with the two hashes by which other tools know it.
 
     `sshs_model_hash` is of the tensors alone, and so survives edits of the metadata. The legacy one
     is of the bytes from 0x100000 to 0x110000 of a file with only `ss_` metadata.
@@ -129,4 +144,4 @@ def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byte
     }
     text = json.dumps(tree, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors stay aligned
-    return b"".join((struct.pack("<Q", len(text)), text, body))
+    return struct.pack("<Q", len(text)) + text, body

@@ -5,6 +5,7 @@ SDXL is as deep as the true one only where asked: PEFT takes half a minute for i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ def layers(model: Any) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
             yield f"{part}.{name}", module
 
 
+@functools.cache
 def layer_shapes(family: Family) -> dict[str, tuple[int, ...]]:
     """Shapes of all weights of a UNet of the family, by module path; nothing is allocated."""
     with torch.device("meta"):

@@ -25,9 +25,14 @@ ALPHAS = st.floats(-4000, -1e-3) | st.just(0.0) | st.floats(1e-3, 4000)
 PRECISIONS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-@pytest.mark.parametrize("family", Family)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize(
+    ("family", "form", "precision"),
+    [
+        *((family, form, torch.float16) for family in Family for form in FORMS),
+        *((Family.SD1, form, precision) for form in FORMS for precision in PRECISIONS[1:]),
+    ],
+    ids=str,
+)
 def test_what_is_read_writes_the_same_tensors(
     tmp_path: Path, family: Family, form: Form, precision: torch.dtype
 ) -> None:
@@ -91,6 +96,85 @@ def test_layers_of_our_own_need_no_text_model_level(tmp_path: Path) -> None:
     assert list(load(file).adapter) == [
         f"text_encoder.text_model.encoder.layers.0.mlp.fc{index}" for index in (1, 2)
     ]
+
+
+def old_attention(path: str, side: str) -> str:
+    """diffusers before 0.20: processors in the UNet, and `to_q_lora` in the text encoder too."""
+    up_or_down = {"A": "down", "B": "up"}[side]
+    parent, _, last = path.removesuffix(".0").rpartition(".")
+    names = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+    processor = ".processor" if path.startswith("unet.") else ""
+    return f"{parent}{processor}.{names.get(last, last)}_lora.{up_or_down}.weight"
+
+
+SPELLINGS = {
+    "linear-layer": lambda path, side: (
+        f"{path}.lora_linear_layer.{'down' if side == 'A' else 'up'}.weight"
+    ),
+    "lora-down": lambda path, side: f"{path}.lora.{'down' if side == 'A' else 'up'}.weight",
+    "named": lambda path, side: f"{path}.lora_{side}.default_0.weight",
+    "peft": lambda path, side: f"base_model.model.{path.partition('.')[2]}.lora_{side}.weight",
+    "old": old_attention,
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_older_forms_hold_the_same_adapter(tmp_path: Path, spelling: str) -> None:
+    file = tmp_path / "a.safetensors"
+    attention = "unet.up_blocks.1.attentions.2.transformer_blocks.0.attn2"
+    text = "text_encoder.text_model.encoder.layers.1.self_attn"
+    adapter = families.random_adapter(
+        {f"{attention}.to_q": (6, 5), f"{attention}.to_out.0": (5, 6), f"{text}.q_proj": (4, 4),
+         f"{text}.out_proj": (4, 4)},
+        rank=2, alpha=2.0,
+    )  # fmt: skip
+    tensors = {}
+    for path, layer in adapter.items():
+        tensors[SPELLINGS[spelling](path, "A")] = layer.down
+        tensors[SPELLINGS[spelling](path, "B")] = layer.up
+    save_file(tensors, file)
+    loaded = load(file)
+    assert not loaded.unused
+    assert loaded.form == "diffusers"
+    assert loaded.adapter.keys() == adapter.keys()
+    for path, layer in loaded.adapter.items():
+        assert torch.equal(layer.delta(), adapter[path].delta())
+
+
+def test_small_factors_of_an_impossible_weight_are_refused(tmp_path: Path) -> None:
+    """A file of a megabyte must not ask for a terabyte."""
+    file = tmp_path / "a.safetensors"
+    name, side = "lora_unet_mid_block_attentions_0_proj_in", 2**17
+    tall, wide = torch.ones(side, 1), torch.ones(1, side)
+    kinds = {
+        "lora": {"lora_up.weight": tall, "lora_down.weight": wide},
+        "dora": {"lora_up.weight": tall, "lora_down.weight": wide, "dora_scale": wide},
+        "loha": {"hada_w1_a": tall, "hada_w1_b": wide, "hada_w2_a": tall, "hada_w2_b": wide},
+        "lokr": {"lokr_w1": tall[:1], "lokr_w2_a": tall, "lokr_w2_b": wide},
+        "lokr-left": {"lokr_w1_a": tall, "lokr_w1_b": wide, "lokr_w2": tall[:1]},
+        "mid": {
+            "lora_up.weight": torch.ones(1, side, 1, 1),
+            "lora_mid.weight": torch.ones(side, 1, 1, 1),
+            "lora_down.weight": wide.reshape(1, side, 1, 1),
+        },
+    }
+    for kind, tensors in kinds.items():
+        save_file({f"{name}.{role}": t.clone() for role, t in tensors.items()}, file)
+        with pytest.raises(AdapterError, match="no base has"):
+            load(file)
+            pytest.fail(kind)
+
+
+def test_metadata_that_tools_could_not_read_is_not_written(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    adapter = families.random_adapter(families.SMALL)
+    tags = {"1_x": {f"tag {index}": index for index in range(300_000)}}
+    save(adapter, file, Header("a", Family.SD1, tags=tags))
+    kept = load(file).header.tags["1_x"]
+    assert len(kept) == 5000
+    assert min(kept.values()) == 295_000
+    with pytest.raises(AdapterError, match="metadata"):
+        save(adapter, file, Header("a", Family.SD1, description="x" * 2**23))
 
 
 def test_a_missing_alpha_means_scale_one(tmp_path: Path) -> None:
