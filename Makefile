@@ -19,7 +19,7 @@ demo: .venv/installed
 	$(RUN) -m trainer.demo
 
 test: .venv/installed-test
-	$(RUN) -m tests.browser.chromium
+	$(RUN) -m tests.browser.install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -21,6 +21,15 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An even smaller one that predicts velocity, for tests that train often."""
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("bases") / "small"
+    return tiny.stable_diffusion(folder, "v_prediction", small=True)
+
+
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight captioned images of two shapes."""
     folder = tmp_path_factory.mktemp("photos")

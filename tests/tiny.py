@@ -28,6 +28,16 @@ def unet(**changes: object) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(config | changes))
 
 
+def small_unet() -> UNet2DConditionModel:
+    """Two levels of one layer, for tests that train often."""
+    return unet(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+
+
 def vae() -> AutoencoderKL:
     """SD's autoencoder, which shrinks each side by 8."""
     return AutoencoderKL(
@@ -67,7 +77,9 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
-def stable_diffusion(folder: Path, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+def stable_diffusion(
+    folder: Path, prediction_type: str = "epsilon", small: bool = False, seed: int = 0
+) -> Path:
     """Writes an SD 1.x base in the diffusers layout; returns its folder."""
     torch.manual_seed(seed)
     scheduler = DDIMScheduler(
@@ -83,7 +95,7 @@ def stable_diffusion(folder: Path, prediction_type: str = "epsilon", seed: int =
         vae=vae(),
         text_encoder=text_encoder(),
         tokenizer=tokenizer(folder / "words"),
-        unet=unet(),
+        unet=small_unet() if small else unet(),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,

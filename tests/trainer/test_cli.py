@@ -33,9 +33,9 @@ def refusal(*arguments: object) -> str:
 
 
 @pytest.fixture
-def train(tiny_base: Path, photos: Path, tmp_path: Path) -> Sequence[object]:
+def train(small_base: Path, photos: Path, tmp_path: Path) -> Sequence[object]:
     """A command line that would train; a flag given again wins."""
-    return ("train", "--run", tmp_path / "run", "--base.model", tiny_base,
+    return ("train", "--run", tmp_path / "run", "--base.model", small_base,
             "--dataset.folder", photos, "--dataset.resolution", 64, "--training.steps", 2,
             "--validation.timesteps", 1)  # fmt: skip
 
@@ -80,7 +80,7 @@ def test_several_wrong_settings_are_each_named(train: Sequence[object]) -> None:
     ]
 
 
-def test_the_main_job(train: Sequence[object], photos: Path, tiny_base: Path,
+def test_the_main_job(train: Sequence[object], photos: Path, small_base: Path,
                       tmp_path: Path) -> None:  # fmt: skip
     """Train, look, be refused a second time, draw a strip, and be refused a foreign adapter."""
     (photos / "1.txt").write_text("")
@@ -99,14 +99,14 @@ def test_the_main_job(train: Sequence[object], photos: Path, tiny_base: Path,
 
     sheet = tmp_path / "sheet.png"
     drawn = atelier(
-        "preview", "--base", tiny_base, "--adapter", f"{run / 'adapter.safetensors'}=0.8",
+        "preview", "--base", small_base, "--adapter", f"{run / 'adapter.safetensors'}=0.8",
         "--prompt", "a shape", "--prompt", "another", "--strengths", "0,0.5,1", "--steps", 2,
         "--output", sheet,
     )  # fmt: skip
     assert drawn.returncode == 0, drawn.stderr
     assert Image.open(sheet).width > 3 * 64
 
-    preview = ("preview", "--base", tiny_base, "--prompt", "x", "--output", sheet, "--steps", 2)
+    preview = ("preview", "--base", small_base, "--prompt", "x", "--output", sheet, "--steps", 2)
     assert "no.safetensors" in refusal(*preview, "--adapter", f"{tmp_path / 'no.safetensors'}=1")
     assert "not a list of numbers" in refusal(*preview, "--strengths", "0,high")
     assert "strip" in refusal(*preview, "--strengths", "99")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.trainer.training import runs
+from tests.trainer.training.runs import NewRun, same, tensors
 from trainer import events
 from trainer.errors import (
     AdapterError,
@@ -25,60 +27,26 @@ from trainer.errors import (
     RunDirectoryError,
     RunFailed,
 )
-from trainer.fields import nest
 from trainer.run import Run, State
 from trainer.settings import parse
 from trainer.training.attempt import attempt, check
 
 
 @pytest.fixture
-def new_run(tiny_base: Path, photos: Path, tmp_path: Path) -> Callable[..., Run]:
-    """Makes a run of 6 steps in which everything random is in play."""
+def new_run(small_base: Path, photos: Path, tmp_path: Path) -> NewRun:
+    """Makes runs of 6 steps; see `runs.new_run`."""
 
     def make(name: str = "run", **changes: Any) -> Run:
-        values: dict[str, Any] = {
-            "base.model": str(tiny_base),
-            "dataset.folder": photos,
-            "dataset.resolution": 64,
-            "dataset.caption_dropout": 0.3,
-            "dataset.flip": True,
-            "adapter.rank": 2,
-            "adapter.alpha": 2,
-            "optimizer.learning_rate": 1e-2,
-            "loss.noise_offset": 0.1,
-            "training.steps": 6,
-            "training.batch_size": 2,
-            "training.gradient_accumulation": 2,
-            "training.checkpoint_every_steps": 2,
-            "validation.every_steps": 3,
-            "validation.timesteps": 2,
-            "samples.prompts": ("a picture",),
-            "samples.every_steps": 3,
-            "samples.steps": 2,
-            "output.precision": "fp32",
-        }
-        values |= {key.replace("__", "."): value for key, value in changes.items()}
-        run = Run(tmp_path / name)
-        run.create(parse(nest(values)))
-        return run
+        return runs.new_run(tmp_path / name, small_base, photos, **changes)
 
     return make
-
-
-def _tensors(run: Run) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(run.adapter_file)
-
-
-def _same(first: Run, second: Run) -> bool:
-    one, other = _tensors(first), _tensors(second)
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def _of(run: Run, kind: type[events.Event]) -> list[Any]:
     return [event for event in run.read_events()[0] if isinstance(event, kind)]
 
 
-def test_a_run_leaves_what_it_promises(new_run: Callable[..., Run]) -> None:
+def test_a_run_leaves_what_it_promises(new_run: NewRun) -> None:
     run = new_run()
     assert attempt(run) is State.FINISHED
     assert run.status().state is State.FINISHED
@@ -89,12 +57,12 @@ def test_a_run_leaves_what_it_promises(new_run: Callable[..., Run]) -> None:
         assert all((run.path / file).is_file() for file in event.files)
     report = json.loads(run.report_file.read_text())
     assert report["validations"][0]["held_out"] == report["validations"][0]["base_held_out"]
-    assert any(tensor.abs().max() > 0 for key, tensor in _tensors(run).items() if "up" in key)
+    assert any(tensor.abs().max() > 0 for key, tensor in tensors(run).items() if "up" in key)
     with pytest.raises(RunDirectoryError, match="is finished"):
         attempt(run)
 
 
-def test_stop_then_resume_equals_an_uninterrupted_run(new_run: Callable[..., Run]) -> None:
+def test_stop_then_resume_equals_an_uninterrupted_run(new_run: NewRun) -> None:
     whole, parted = new_run("whole"), new_run("parted", training__checkpoint_every_steps=100)
     attempt(whole)
 
@@ -107,11 +75,11 @@ def test_stop_then_resume_equals_an_uninterrupted_run(new_run: Callable[..., Run
     status = parted.status()
     assert (status.state, status.step) == (State.STOPPED, 4)
     assert attempt(parted) is State.FINISHED
-    assert _same(whole, parted)
+    assert same(whole, parted)
     assert [event.attempt for event in _of(parted, events.Started)] == [1, 2]
 
 
-def test_resume_from_any_checkpoint_is_bit_exact(new_run: Callable[..., Run]) -> None:
+def test_resume_from_any_checkpoint_is_bit_exact(new_run: NewRun) -> None:
     whole = new_run("whole")
     attempt(whole)
     for step in (2, 4):
@@ -121,10 +89,10 @@ def test_resume_from_any_checkpoint_is_bit_exact(new_run: Callable[..., Run]) ->
             again.checkpoints / f"step-{step:06d}.state",
         )
         attempt(again)
-        assert _same(whole, again)
+        assert same(whole, again)
 
 
-def test_a_damaged_checkpoint_is_passed_over(new_run: Callable[..., Run]) -> None:
+def test_a_damaged_checkpoint_is_passed_over(new_run: NewRun) -> None:
     whole, again = new_run("whole"), new_run("again")
     attempt(whole)
     shutil.copytree(whole.checkpoints, again.checkpoints)
@@ -133,10 +101,10 @@ def test_a_damaged_checkpoint_is_passed_over(new_run: Callable[..., Run]) -> Non
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     attempt(again)
     assert [event.step for event in _of(again, events.Validated)] == [3, 6]  # from step 2 on
-    assert _same(whole, again)
+    assert same(whole, again)
 
 
-def test_a_killed_run_is_interrupted_and_resumes_bit_exactly(new_run: Callable[..., Run]) -> None:
+def test_a_killed_run_is_interrupted_and_resumes_bit_exactly(new_run: NewRun) -> None:
     whole, killed = new_run("whole"), new_run("killed")
     attempt(whole)
     trainer = subprocess.Popen(
@@ -145,23 +113,24 @@ def test_a_killed_run_is_interrupted_and_resumes_bit_exactly(new_run: Callable[.
         stderr=subprocess.DEVNULL,
     )
     while not _of(killed, events.CheckpointSaved):
-        assert trainer.poll() is None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            pytest.fail(f"the trainer ended with {trainer.wait(0.1)}")
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
     assert killed.status().state is State.INTERRUPTED
     assert not killed.locked()
     attempt(killed)
-    assert _same(whole, killed)
+    assert same(whole, killed)
     assert not list(killed.path.rglob("*.partial"))
 
 
-def test_two_trainers_on_one_run(new_run: Callable[..., Run]) -> None:
+def test_two_trainers_on_one_run(new_run: NewRun) -> None:
     run = new_run()
     with run.lock(), pytest.raises(RunDirectoryError, match="in use by another trainer"):
         attempt(run)
 
 
-def test_a_failure_is_told_in_the_events(new_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_failure_is_told_in_the_events(new_run: NewRun, tmp_path: Path) -> None:
     run = new_run(dataset__folder=tmp_path / "gone")
     with pytest.raises(DatasetError):
         attempt(run)
@@ -170,7 +139,7 @@ def test_a_failure_is_told_in_the_events(new_run: Callable[..., Run], tmp_path: 
     assert "gone" in status.message
 
 
-def test_save_and_sample_now(new_run: Callable[..., Run]) -> None:
+def test_save_and_sample_now(new_run: NewRun) -> None:
     run = new_run(training__checkpoint_every_steps=100, samples__every_steps=100, training__steps=3)
 
     def ask(event: events.Event) -> None:
@@ -183,14 +152,14 @@ def test_save_and_sample_now(new_run: Callable[..., Run]) -> None:
     assert [event.step for event in _of(run, events.Sampled)] == [1, 3]
 
 
-def test_the_text_encoder_can_stay_as_it_is(new_run: Callable[..., Run]) -> None:
+def test_the_text_encoder_can_stay_as_it_is(new_run: NewRun) -> None:
     run = new_run(adapter__text_encoder=False, training__steps=2)
     attempt(run)
-    assert all(key.startswith("lora_unet_") for key in _tensors(run))
+    assert all(key.startswith("lora_unet_") for key in tensors(run))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_learns_a_single_image(new_run: Callable[..., Run], photos: Path, tmp_path: Path,
+def test_learns_a_single_image(new_run: NewRun, photos: Path, tmp_path: Path,
                                precision: str) -> None:  # fmt: skip
     folder = tmp_path / "one"
     folder.mkdir()
@@ -222,19 +191,17 @@ def test_check_finds_what_is_wrong_without_writing(tmp_path: Path) -> None:
     ],
     ids=lambda changes: str(changes["optimizer__name"]),
 )  # fmt: skip
-def test_every_optimizer_resumes_bit_exactly(
-    new_run: Callable[..., Run], changes: dict[str, Any]
-) -> None:
+def test_every_optimizer_resumes_bit_exactly(new_run: NewRun, changes: dict[str, Any]) -> None:
     whole, again = new_run("whole", **changes), new_run("again", **changes)
     attempt(whole)
     shutil.copytree(
         whole.checkpoints / "step-000004.state", again.checkpoints / "step-000004.state"
     )
     attempt(again)
-    assert _same(whole, again)
+    assert same(whole, again)
     often = new_run("often", training__checkpoint_every_steps=1, **changes)
     attempt(often)
-    assert _same(whole, often)  # saving, measuring and drawing change nothing
+    assert same(whole, often)  # saving, measuring and drawing change nothing
 
 
 def _poison(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
@@ -250,7 +217,7 @@ def _poison(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_named(
-    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _poison(monkeypatch, {3})  # the second pass of the second step
     run = new_run()
@@ -258,11 +225,11 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(
     notices = [event.message for event in _of(run, events.Notice)]
     assert any("Step 2 was skipped" in notice and ".png" in notice for notice in notices)
     assert json.loads(run.report_file.read_text())["skipped_steps"] == 1
-    assert all(torch.isfinite(tensor).all() for tensor in _tensors(run).values())
+    assert all(torch.isfinite(tensor).all() for tensor in tensors(run).values())
 
 
 def test_after_many_bad_steps_the_run_goes_back_once_with_half_the_rate(
-    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"training__steps": 9, "training__gradient_accumulation": 1}
     _poison(monkeypatch, {2, 3, 4, 5, 6})
@@ -281,7 +248,7 @@ def test_after_many_bad_steps_the_run_goes_back_once_with_half_the_rate(
 
 @pytest.mark.parametrize("message", ["CUDA out of memory", "can't allocate memory: 12 bytes"])
 def test_out_of_memory_does_the_same_in_parts(
-    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, message: str
+    new_run: NewRun, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
     from trainer.training.objective import Objective
 
@@ -298,13 +265,13 @@ def test_out_of_memory_does_the_same_in_parts(
     run = new_run()
     assert attempt(run) is State.FINISHED
     assert any("done in 2 parts" in event.message for event in _of(run, events.Notice))
-    one, other = _tensors(whole), _tensors(run)
+    one, other = tensors(whole), tensors(run)
     for key in one:
         torch.testing.assert_close(one[key], other[key], rtol=1e-3, atol=1e-4)
 
 
 def test_out_of_memory_for_good_fails_with_advice(
-    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trainer.training.objective import Objective
 
@@ -318,9 +285,7 @@ def test_out_of_memory_for_good_fails_with_advice(
     assert "recomputed" in " ".join(event.message for event in _of(run, events.Notice))
 
 
-def test_a_full_disk_pauses_the_run(
-    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_pauses_the_run(new_run: NewRun, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
     from trainer.training import checkpoint, reporter
@@ -341,7 +306,7 @@ def test_a_full_disk_pauses_the_run(
     assert heard.count("The disk is full. Make room to go on.") == 1
 
 
-def test_patience_ends_a_run_that_gets_no_better(new_run: Callable[..., Run]) -> None:
+def test_patience_ends_a_run_that_gets_no_better(new_run: NewRun) -> None:
     run = new_run(
         optimizer__learning_rate=1.0, training__steps=50, validation__every_steps=1,
         validation__patience=2, samples__prompts=(), training__checkpoint_every_steps=1,
@@ -356,7 +321,7 @@ def test_patience_ends_a_run_that_gets_no_better(new_run: Callable[..., Run]) ->
     assert (run.path / report["recommended"]["file"]).is_file()
 
 
-def test_going_on_from_an_adapter(new_run: Callable[..., Run]) -> None:
+def test_going_on_from_an_adapter(new_run: NewRun) -> None:
     first = new_run("first")
     attempt(first)
     second = new_run("second", adapter__start_from=first.adapter_file, adapter__alpha=1)
@@ -369,7 +334,7 @@ def test_going_on_from_an_adapter(new_run: Callable[..., Run]) -> None:
 
 
 def test_a_file_that_differs_from_the_model_is_caught(
-    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trainer.training import artifacts
 
