@@ -1,4 +1,4 @@
-"""`python -m app`: the web app without the rest of the command line."""
+"""The `atelier` script: every command of the trainer, and `serve`, which starts the web app."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ import argparse
 import sys
 from pathlib import Path
 
-from app.server import serve
-from trainer.errors import AtelierError
+from trainer import cli
 
 
 def main() -> int:
-    """Serves until interrupted; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m app", description="Serve the web app.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on; 0 for any")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="data directory")
-    asked = parser.parse_args()
-    try:
-        serve(asked.host, asked.port, asked.data)
-    except AtelierError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    """Runs the command line; returns the exit code."""
+    return cli.run(sys.argv[1:], more=(register,))
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `serve` to the command line."""
+    serve = commands.add_parser("serve", help="start the web app", allow_abbrev=False)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    serve.add_argument("--port", type=int, default=7860, help="port; 0 takes a free one (7860)")
+    serve.add_argument(
+        "--data", type=Path, default=Path("data"), help="folder of datasets, runs and adapters"
+    )
+    serve.set_defaults(run=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from app.server import serve  # gradio takes seconds to import
+
+    serve(arguments.host, arguments.port, arguments.data)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Server:
         self.data = data
         self.port = _free_port()
         self.address = f"http://127.0.0.1:{self.port}"
-        self._module = "app" if real else "tests.browser.serving"
+        self._command = ["app", "serve"] if real else ["tests.browser.serving"]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -38,7 +38,8 @@ class Server:
 
     def start(self) -> None:
         environment = {**os.environ, "FAKE_TRAINER_PACE": "0.02"}
-        command = [sys.executable, "-m", self._module, f"--data={self.data}", f"--port={self.port}"]
+        command = [sys.executable, "-m", *self._command]
+        command += [f"--data={self.data}", f"--port={self.port}"]
         with (self.data.parent / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         until(self._answers, _START_SECONDS)
