@@ -19,7 +19,6 @@ from trainer.model.bases import Family
 if TYPE_CHECKING:
     from trainer.adapter.adapter import Adapter, LoadedAdapter
     from trainer.adapter.algebra import Cut
-    from trainer.adapter.blocks import BlockWeights
     from trainer.adapter.compare import Conflict
     from trainer.adapter.header import Header
 
@@ -62,9 +61,10 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     compose.add_argument("--method", choices=_METHODS, default="concat",
                          help="concat: the exact sum; svd: the closest of a rank")  # fmt: skip
-    compose.add_argument("--block", action="append", default=[], metavar="[N:]PREFIX=FACTOR",
-                         help="weigh layers by the start of their path, of all adapters or of the "
-                         "N-th: 2:unet.up_blocks=0.5; may be repeated")  # fmt: skip
+    compose.add_argument("--block", action="append", default=[], metavar="[N:]BLOCKS",
+                         help="weigh blocks of all adapters or of the N-th: by the start of their "
+                         "path, 2:unet.up_blocks=0.5, or by a list of 12 or 20 (SDXL), 17 or 26 "
+                         "factors, 1,0,0.5,…; may be repeated")  # fmt: skip
     compose.add_argument(
         "--density", type=float, default=0.5, help="share kept by the pruning methods"
     )
@@ -114,10 +114,12 @@ def run_compose(args: argparse.Namespace) -> None:
     """Writes one adapter from several, and prints what it loses against their exact sum."""
     from trainer.adapter import merge
     from trainer.adapter.algebra import Cut
+    from trainer.adapter.block_rules import weights_of
     from trainer.adapter.compose import combine, compress
 
     loaded, weights = _load_all(args.adapters)
-    factors = _block_weights(args.block, len(loaded))
+    family = _common_family(loaded) or Family.SD1
+    factors = weights_of(args.block, [one.layers.keys() for one in loaded], family)
     weighted = [
         (one.adapter, lambda path, weight=weight, of=of: weight * of(path))
         for one, weight, of in zip(loaded, weights, factors, strict=True)
@@ -229,21 +231,9 @@ def _load_all(texts: Sequence[str]) -> tuple[list[LoadedAdapter], list[float]]:
     return loaded, [weight for _, weight in pairs]
 
 
-def _block_weights(texts: Sequence[str], count: int) -> list[BlockWeights]:
-    """The factors of each adapter from `[N:]PREFIX=FACTOR` arguments; N counts from 1."""
-    from trainer.adapter.blocks import BlockWeights
-
-    factors: list[dict[str, float]] = [{} for _ in range(count)]
-    for text in texts:
-        place, equals, number = text.rpartition("=")
-        position, colon, prefix = place.rpartition(":")
-        if not equals or not prefix or (colon and not position.isdigit()):
-            raise UserError(f"--block {text!r} is not [N:]PREFIX=FACTOR.")
-        if colon and not 1 <= int(position) <= count:
-            raise UserError(f"--block {text!r} names adapter {position} of {count}.")
-        for chosen in [factors[int(position) - 1]] if colon else factors:
-            chosen[prefix] = _number(f"--block {text}", number)
-    return [BlockWeights(one) for one in factors]
+def _common_family(loaded: Sequence[LoadedAdapter]) -> Family | None:
+    """The family of adapters for one base, of which some may not tell theirs."""
+    return next((one.family for one in loaded if one.family), None)
 
 
 def _composed_header(
@@ -266,7 +256,7 @@ def _composed_header(
     v_prediction = any(one.header.prediction_type == "v_prediction" for one in loaded)
     return Header(
         name=args.output.stem,
-        family=next((one.family for one in loaded if one.family), None),
+        family=_common_family(loaded),
         prediction_type="v_prediction" if v_prediction else "epsilon",
         trigger_words=tuple(dict.fromkeys(w for one in loaded for w in one.header.trigger_words)),
         base=base,

@@ -71,6 +71,18 @@ def test_blocks_can_be_weighed(folder: Path) -> None:
         assert families.relative(layer.delta(), sum_of(weights, path)) < 1e-5
 
 
+def test_blocks_can_be_listed(folder: Path) -> None:
+    factors = ["0"] * 17
+    factors[0], factors[1], factors[10] = "2", "0.5", "1"  # BASE, IN01, OUT05
+    assert run(f"compose a.safetensors --block 1:{','.join(factors)} --precision fp32 "
+               "--output m.safetensors") == 0  # fmt: skip
+    made = load(Path("m.safetensors")).adapter
+    assert len(made) == 3
+    for path, layer in made.items():
+        factor = 2 if path.startswith("text") else 0.5 if "down_blocks.0" in path else 1
+        assert families.relative(layer.delta(), factor * A[path].delta()) < 1e-5
+
+
 def test_svd_and_resize_print_the_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         run("compose a.safetensors b.safetensors --method svd --rank 5 --output m.safetensors") == 0
@@ -172,6 +184,9 @@ def test_compare_says_draws_and_writes(folder: Path, capsys: pytest.CaptureFixtu
         ("compose a.safetensors --method ties --density 2 --output m.safetensors", "density"),
         ("compose a.safetensors --block 3:unet=1 --output m.safetensors", "3"),
         ("compose a.safetensors --block unet --output m.safetensors", "PREFIX=FACTOR"),
+        ("compose a.safetensors --block unet.upblocks=1 --output m.safetensors", "unet.upblocks"),
+        ("compose a.safetensors --block unet=much --output m.safetensors", "much"),
+        ("compose a.safetensors --block 1,0,1 --output m.safetensors", "17 or 26"),
         ("compose a.safetensors=0 --output m.safetensors", "no layers"),
         ("resize a.safetensors --rank 0 --output m.safetensors", "rank"),
         ("resize a.safetensors --energy 1.5 --output m.safetensors", "energy"),

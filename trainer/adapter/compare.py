@@ -112,7 +112,7 @@ def compare(names: tuple[str, str], one: Adapter, two: Adapter, *, layers: int =
         layers: how many of each one's strongest layers to name.
 
     Raises:
-        AdapterError: if either is empty or they have no layer in common; or differ in shape.
+        AdapterError: if they have no layer in common, or differ in shape.
     """
     common = [path for path in one if path in two]
     if not common:
@@ -124,11 +124,9 @@ def compare(names: tuple[str, str], one: Adapter, two: Adapter, *, layers: int =
     rank = max(layer.rank for adapter in (one, two) for layer in adapter.values())
     meetings = {path: _meet(one[path], two[path]) for path in common}
     energies = (
-        {path: _energy(one[path]) if path not in meetings else meetings[path].energies[0]
-         for path in one},
-        {path: _energy(two[path]) if path not in meetings else meetings[path].energies[1]
-         for path in two},
-    )  # fmt: skip
+        _energies(one, {path: meeting.energies[0] for path, meeting in meetings.items()}),
+        _energies(two, {path: meeting.energies[1] for path, meeting in meetings.items()}),
+    )
     wholes = (sum(energies[0].values()), sum(energies[1].values()))
     blocks: dict[str, list[_Meeting]] = {}
     for path in common:
@@ -209,8 +207,12 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def _energy(layer: LowRank) -> float:
-    return algebra.norm(layer) ** 2
+def _energies(adapter: Adapter, known: Mapping[str, float]) -> dict[str, float]:
+    """‖ΔW‖² by layer; where it is known already, it is not computed again."""
+    return {
+        path: known[path] if path in known else algebra.norm(layer) ** 2
+        for path, layer in adapter.items()
+    }
 
 
 def _block_energies(

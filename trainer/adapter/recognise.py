@@ -7,7 +7,7 @@ with the same layers stay loadable.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from trainer.adapter.keys import split
 from trainer.model.bases import Family
@@ -18,7 +18,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 _TEXT_WIDTHS = {768: Family.SD1, 1024: Family.SD2, 2048: Family.SDXL}
 _CROSS_ATTENTION = re.compile(r"attn2\.to_[kv]$")
 _DEEP_TRANSFORMER = re.compile(r"\.transformer_blocks\.[1-9]")
-_TEXT_LAYER = re.compile(r"text_encoder\.text_model\.encoder\.layers\.(\d+)\.")
+_TEXT_LAYER = re.compile(r"text_encoder\.text_model\.encoder\.layers\.(\d{1,3})\.")
 _SD1_TEXT_LAYERS = 12
 
 
@@ -32,14 +32,15 @@ def recognise_family(shapes: Shapes, metadata: Mapping[str, str]) -> Family | No
     own = metadata.get("atelier.family")
     if own in tuple(Family):
         return Family(own)
-    downs = dict(_inputs(shapes))
+    downs = _of_roles(shapes, ("down", "diff", "hada_w1_b", "lokr_w1", "lokr_w1_a"))
     if any(path.startswith("text_encoder_2.") for path in downs):
         return Family.SDXL
     widths = {shape[1] for path, shape in downs.items()
               if _CROSS_ATTENTION.search(path) and len(shape) > 1}  # fmt: skip
     if len(widths) == 1 and (family := _TEXT_WIDTHS.get(widths.pop())):
         return family
-    return family_in_metadata(metadata) or _from_names(downs)
+    plain = _of_roles(shapes, ("down", "diff"))
+    return family_in_metadata(metadata) or _from_names(downs) or _from_projections(plain)
 
 
 def family_in_metadata(metadata: Mapping[str, str]) -> Family | None:
@@ -57,28 +58,31 @@ def family_in_metadata(metadata: Mapping[str, str]) -> Family | None:
     return None
 
 
-def _inputs(shapes: Shapes) -> list[tuple[str, tuple[int, ...]]]:
-    """The tensors that read a layer's input, by module path."""
-    found = []
-    for key, shape in shapes.items():
-        named = split(key)
-        if named and named[1] in ("down", "hada_w1_b", "diff", "lokr_w1", "lokr_w1_a"):
-            found.append((named[0], shape))
-    return found
+def _of_roles(shapes: Shapes, roles: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of some roles, by module path."""
+    named = ((split(key), shape) for key, shape in shapes.items())
+    return {name[0]: shape for name, shape in named if name and name[1] in roles}
 
 
-def _from_names(downs: Mapping[str, tuple[int, ...]]) -> Family | None:
-    """Signs that hold in small models too: layers that only one family has, and their kind."""
-    for path, shape in downs.items():
+def _from_names(paths: Iterable[str]) -> Family | None:
+    """Layers that only one family has, in small models too."""
+    for path in paths:
         if path.startswith("unet.add_embedding.") or _DEEP_TRANSFORMER.search(path):
             return Family.SDXL
-        if match := _TEXT_LAYER.match(path):
-            if int(match[1]) >= _SD1_TEXT_LAYERS:
-                return Family.SD2
-        elif path.endswith((".proj_in", ".proj_out")) and len(shape) == 4:
-            return Family.SD1  # the later families project with linear layers
-    if any(path.startswith("unet.up_blocks.3.") for path in downs) and any(
-        path.endswith((".proj_in", ".proj_out")) for path in downs
-    ):
-        return Family.SD2
+        match = _TEXT_LAYER.match(path)
+        if match and int(match[1]) >= _SD1_TEXT_LAYERS:
+            return Family.SD2
+    return None
+
+
+def _from_projections(shapes: Mapping[str, tuple[int, ...]]) -> Family | None:
+    """SD 1 projects into its transformers with convolutions, the later families with matrices.
+
+    Only for kinds that keep a layer's own dimensions.
+    """
+    projections = [s for path, s in shapes.items() if path.endswith((".proj_in", ".proj_out"))]
+    if any(len(shape) == 4 for shape in projections):
+        return Family.SD1
+    if projections and any(path.startswith("unet.up_blocks.3.") for path in shapes):
+        return Family.SD2  # SDXL has three blocks
     return None

@@ -17,9 +17,10 @@ from tests.trainer.adapter.families import relative
 from trainer.adapter import algebra
 from trainer.adapter.adapter import LowRank
 from trainer.adapter.algebra import Cut
-from trainer.adapter.blocks import BlockWeights, block_of, in_order
+from trainer.adapter.blocks import BlockWeights, block_list, block_of, in_order
 from trainer.adapter.compose import combine, compress, extract
 from trainer.errors import AdapterError
+from trainer.model.bases import Family
 
 WEIGHTS = st.floats(-3, -1e-6) | st.just(0.0) | st.floats(1e-6, 3)
 RANKS = st.integers(1, 8)
@@ -89,6 +90,39 @@ def test_block_weights_follow_the_longest_prefix() -> None:
         else:
             assert path not in combined
     assert weights("unet.up_blocks.10.x") == 0.5
+
+
+@pytest.mark.parametrize(
+    ("family", "length", "place", "path"),
+    [
+        (Family.SD1, 17, 0, "text_encoder.text_model.encoder.layers.0.mlp.fc1"),
+        (Family.SD1, 17, 6, "unet.down_blocks.2.attentions.1.proj_in"),
+        (Family.SD1, 17, 7, "unet.mid_block.attentions.0.proj_in"),
+        (Family.SD1, 17, 8, "unet.up_blocks.1.attentions.0.proj_in"),
+        (Family.SD2, 17, 16, "unet.up_blocks.3.attentions.2.proj_in"),
+        (Family.SD1, 26, 0, "unet.time_embedding.linear_1"),
+        (Family.SD1, 26, 1, "unet.conv_in"),
+        (Family.SD1, 26, 4, "unet.down_blocks.0.downsamplers.0.conv"),
+        (Family.SD1, 26, 16, "unet.up_blocks.0.upsamplers.0.conv"),
+        (Family.SDXL, 12, 1, "unet.down_blocks.1.attentions.0.proj_in"),
+        (Family.SDXL, 12, 11, "unet.up_blocks.1.attentions.2.proj_in"),
+        (Family.SDXL, 20, 0, "text_encoder_2.text_model.encoder.layers.0.mlp.fc1"),
+        (Family.SDXL, 20, 19, "unet.up_blocks.2.resnets.2.conv1"),
+    ],
+)
+def test_listed_weights_are_at_their_places(
+    family: Family, length: int, place: int, path: str
+) -> None:
+    weights = block_list([float(index == place) for index in range(length)], family)
+    assert weights(path) == 1
+    others = block_list([float(index != place) for index in range(length)], family)
+    assert others(path) == 0
+
+
+def test_places_that_a_list_leaves_out_have_no_adapter() -> None:
+    assert block_list([1.0] * 17, Family.SD1)("unet.conv_in") == 0
+    with pytest.raises(ValueError, match="12 or 20"):
+        block_list([1.0] * 17, Family.SDXL)
 
 
 def test_blocks_are_prefixes_in_the_order_of_the_model() -> None:
