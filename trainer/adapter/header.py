@@ -21,8 +21,8 @@ __all__ = ["FileHeader", "Header", "describe", "read_header"]
 
 _T = TypeVar("_T")
 
-# The tensor whose first dimension is a layer's rank, by kind.
-_RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+# Roles of the tensor whose first dimension is a layer's rank.
+RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class FileHeader:
     def ranks(self) -> Mapping[int, int]:
         """How many layers there are of each rank; kinds without a rank are not counted."""
         keys = (
-            next((roles[r] for r in _RANKED if r in roles), None) for roles in self.roles.values()
+            next((roles[r] for r in RANKED if r in roles), None) for roles in self.roles.values()
         )
         shapes = (self.tensors[key].shape for key in keys if key)
         return Counter(shape[0] for shape in shapes if shape)

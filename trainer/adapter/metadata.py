@@ -35,7 +35,8 @@ _ARCHITECTURES = {
     "sd_v2_v": "stable-diffusion-v2-768-v/lora",
     "sdxl_base_v1-0": "stable-diffusion-xl-v1-base/lora",
 }
-_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"  # what modelspec asks for
+# Whose names a file's layers have, in modelspec's words.
+_ORIGINAL, _DIFFUSERS = "https://github.com/Stability-AI/generative-models", "diffusers"
 _DEFAULT_RESOLUTION = {Family.SD1: 512, Family.SD2: 768, Family.SDXL: 1024}
 _MOST_TAGS = 5000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|embedded")
@@ -183,7 +184,7 @@ def _modelspec(header: Header, created: datetime) -> dict[str, str | None]:
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": _ARCHITECTURES[base] if base else None,
-        "modelspec.implementation": _IMPLEMENTATION,
+        "modelspec.implementation": _ORIGINAL if header.family is Family.SDXL else _DIFFUSERS,
         "modelspec.title": header.name,
         "modelspec.resolution": f"{side}x{side}" if side else None,
         "modelspec.date": created.isoformat(timespec="seconds"),

@@ -19,6 +19,7 @@ from trainer.errors import AdapterError
 
 METADATA_KEY = "lora_adapter_metadata"
 _PEFT_FILE, _CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_ALPHAS = {"lora_alpha", "alpha"}  # LoRA's, and that of the other kinds
 _LITERAL = re.compile(r"\^?[\w.]+")
 
 
@@ -57,7 +58,7 @@ def scalings(path: Path, metadata: Mapping[str, str]) -> dict[str, Scaling]:
         return {
             part: _scaling(path, config)
             for part, config in _by_part(tree).items()
-            if "lora_alpha" in config
+            if _ALPHAS & config.keys()
         }
     config_file = path.with_name(_CONFIG_FILE)
     if path.name != _PEFT_FILE or not config_file.is_file():
@@ -67,7 +68,7 @@ def scalings(path: Path, metadata: Mapping[str, str]) -> dict[str, Scaling]:
     except (OSError, ValueError):
         raise AdapterError(f"{config_file} cannot be read.", "Check the file.") from None
     config = _tree(str(config_file), text)
-    return {"": _scaling(config_file, config)} if "lora_alpha" in config else {}
+    return {"": _scaling(config_file, config)} if _ALPHAS & config.keys() else {}
 
 
 def _by_part(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -79,7 +80,8 @@ def _by_part(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _scaling(path: Path, config: Mapping[str, Any]) -> Scaling:
-    alpha, patterns = config["lora_alpha"], config.get("alpha_pattern") or {}
+    alpha = config["lora_alpha"] if "lora_alpha" in config else config["alpha"]
+    patterns = config.get("alpha_pattern") or {}
     if not _is_number(alpha) or not isinstance(patterns, dict):
         raise AdapterError(f"{path} states its lora_alpha or alpha_pattern in an unknown way.")
     for name, value in patterns.items():

@@ -6,6 +6,7 @@ understood is listed, never dropped in silence. Pickles are never opened.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from trainer.adapter.algebra import Cut, Error
 from trainer.adapter.assemble import assemble
 from trainer.adapter.container import Container, read_container
 from trainer.adapter.factors import Adapter, LowRank
-from trainer.adapter.header import Header, describe
+from trainer.adapter.header import RANKED, Header, describe
 from trainer.adapter.keys import Form, kernel_size
 from trainer.adapter.lycoris import DoRA, Layer, to_low_rank
 from trainer.adapter.peft import Scaling, scalings
@@ -80,13 +81,22 @@ class LoadedAdapter:
                 adapter[module], lost[module], energies[module] = layer, 0.0, 1.0
                 continue
             weight = base_weights.get(module) if base_weights else None
-            if isinstance(layer, DoRA) and weight is None:
-                raise AdapterError(
-                    f"{self.path} is a DoRA adapter, whose effect depends on the base's weights.",
-                    "Give the base as well; it is then converted to a plain LoRA.",
-                )
+            if isinstance(layer, DoRA):
+                self._check_base(module, layer, weight)
             adapter[module], lost[module], energies[module] = to_low_rank(layer, cut, weight)
         return adapter, algebra.error(lost, energies)
+
+    def _check_base(self, module: str, layer: DoRA, weight: Tensor | None) -> None:
+        if weight is None:
+            raise AdapterError(
+                f"{self.path} is a DoRA adapter, whose effect depends on the base's {module}.",
+                "Give the base it is made for; it is then converted to a plain LoRA.",
+            )
+        if math.prod(layer.direction.shape) != weight.numel():
+            raise AdapterError(
+                f"{self.path} is made for another base: its {module} is of another shape.",
+                "Give the base it was trained on.",
+            )
 
 
 def load(path: Path) -> LoadedAdapter:
@@ -110,9 +120,10 @@ def _layer(
 ) -> Layer:
     part, _, rest = module.partition(".")
     scaling = configured.get(part) or configured.get("")
+    ranked = next((parts[role] for role in RANKED if role in parts and parts[role].dim()), None)
     alpha = None
-    if scaling and "down" in parts and parts["down"].dim():
-        alpha = scaling.effective_alpha(rest, parts["down"].shape[0])
+    if scaling and ranked is not None:
+        alpha = scaling.effective_alpha(rest, ranked.shape[0])
     try:
         return assemble(parts, kernel=kernel_size(module), alpha=alpha)
     except ValueError as error:

@@ -49,11 +49,15 @@ def family_in_metadata(metadata: Mapping[str, str]) -> Family | None:
     architecture = metadata.get("modelspec.architecture", "").lower()
     if version.startswith("sdxl") or architecture.startswith("stable-diffusion-xl"):
         return Family.SDXL
-    if version.startswith(("sd_v2", "sd_2")) or architecture.startswith("stable-diffusion-v2"):
+    if version.startswith(("sd_v2", "sd_2", "sd2")) or architecture.startswith(
+        "stable-diffusion-v2"
+    ):
         return Family.SD2
     if metadata.get("ss_v2") == "True":
         return Family.SD2
-    if version.startswith(("sd_v1", "sd_1")) or architecture.startswith("stable-diffusion-v1"):
+    if version.startswith(("sd_v1", "sd_1", "sd1")) or architecture.startswith(
+        "stable-diffusion-v1"
+    ):
         return Family.SD1
     return None
 

@@ -132,6 +132,7 @@ def test_our_own_header_decides_and_others_come_after_shapes() -> None:
     unknown = {"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k.lora_A.weight": (4, 64)}
     assert recognise_family(unknown, {}) is None
     assert recognise_family(unknown, {"ss_v2": "True"}) is Family.SD2
+    assert recognise_family(unknown, {"ss_base_model_version": "sd1.5"}) is Family.SD1
     xl = {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}
     assert recognise_family(unknown, xl) is Family.SDXL
     assert recognise_family(unknown, {"atelier.family": "nonsense"}) is None

@@ -217,6 +217,8 @@ def test_dora_files_need_their_base_and_say_so(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="DoRA"):
         _ = loaded.adapter
     (path, layer), weight = next(iter(loaded.layers.items())), torch.randn(6, 8)
+    with pytest.raises(AdapterError, match="another base"):
+        loaded.plain(base_weights={path: torch.randn(6, 9)})
     assert isinstance(layer, DoRA)
     adapter, error = loaded.plain(base_weights={path: weight})
     assert relative(adapter[path].delta(), layer.delta(weight)) < 1e-5
