@@ -10,6 +10,7 @@ from markupsafe import Markup
 from trainer.events import Validated
 
 MAX_POINTS = 400
+_FEWEST_SMOOTHED = 8.0
 _WIDTH, _HEIGHT = 720, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 14, 34
 Point = tuple[float, float]
@@ -28,7 +29,7 @@ def thinned(points: Sequence[Point], at_most: int = MAX_POINTS) -> list[Point]:
 
 def smoothed(points: Sequence[Point], share: float = 0.05) -> list[Point]:
     """An exponential average over about `share` of the points, unbiased at its beginning."""
-    keep = 1 - 1 / max(2.0, share * len(points))
+    keep = 1 - 1 / max(_FEWEST_SMOOTHED, share * len(points))
     total = weight = 0.0
     result = []
     for x, y in points:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from trainer.settings import Samples, Settings, parse
 
 FURTHER = 3
 STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)
+_EASEL = '<div class="easel blank"></div>'
 _DRAWING: dict[str, Any] = {
     "concurrency_id": "preview",
     "concurrency_limit": 1,
@@ -74,7 +76,8 @@ class PreviewPage:
                                           min_width=100, elem_id="guidance")  # fmt: skip
 
     def _draw_images(self) -> None:
-        self.image = gr.HTML("", elem_id="image")
+        self.image = gr.HTML(_EASEL, elem_id="image")
+        self.progress = gr.HTML("", elem_id="progress")
         with gr.Row(elem_classes="actions"):
             self.draw_it = gr.Button("Draw", variant="primary", elem_id="main-action")
             self.draw_strip = gr.Button("Strip over strengths", elem_id="draw-strip")
@@ -89,19 +92,21 @@ class PreviewPage:
         ]  # fmt: skip
         drawn_from = [self.prompt, self.base, self.negative, self.steps, self.guidance, self.about]
         choices = [self.adapter, *(adapter for _, adapter, _ in self.further)]
-        demo.load(self.open, None, [self.nothing, self.bench, *choices, *drawn_from],
-                  **AT_ONCE).then(self.draw_if_near, asked, self.image, **_DRAWING)  # fmt: skip
-        self.adapter.input(self.enter, self.adapter, drawn_from, **AT_ONCE).then(
-            self.draw_if_near, asked, self.image, **_DRAWING
+        canvas, strip = [self.image, self.progress], [self.strip, self.progress]
+        opened = demo.load(
+            self.open, None, [self.nothing, self.bench, *choices, *drawn_from], **AT_ONCE
         )
+        entered = self.adapter.input(self.enter, self.adapter, drawn_from, **AT_ONCE)
+        for ready in (opened, entered):
+            ready.then(self.draw_if_near, asked, canvas, **_DRAWING)
         changes = [self.strength.change, *(weight.change for _, _, weight in self.further)]
-        gr.on(changes, self.draw_one, asked, self.image, api_visibility="private", **_DRAWING)
+        gr.on(changes, self.draw_one, asked, canvas, api_visibility="private", **_DRAWING)
         added = [adapter.input for _, adapter, _ in self.further]
         gr.on(
             [self.draw_it.click, self.prompt.submit, *added],
-            self.draw_one, asked, self.image, api_name="draw", **_DRAWING,
+            self.draw_one, asked, canvas, api_name="draw", **_DRAWING,
         )  # fmt: skip
-        self.draw_strip.click(self.draw_many, asked, self.strip, api_name="strip", **_DRAWING)
+        self.draw_strip.click(self.draw_many, asked, strip, api_name="strip", **_DRAWING)
         self.more.click(
             _one_more, self.rows, [self.rows, self.more, *(row for row, _, _ in self.further)],
             **AT_ONCE,
@@ -157,35 +162,39 @@ class PreviewPage:
             return None  # of a version that this program does not know
 
     @guarded
-    def draw_one(self, *asked: Any) -> Iterator[str]:
+    def draw_one(self, *asked: Any) -> Iterator[tuple[Any, Any]]:
         """The image at the slider's strength."""
         yield from self._draw(self._request(asked, (1.0,)), _picture)
 
     @guarded
-    def draw_if_near(self, *asked: Any) -> Iterator[str]:
+    def draw_if_near(self, *asked: Any) -> Iterator[tuple[Any, Any]]:
         """The same, unless the base might first have to be downloaded."""
         if asked[3] == EMBEDDED or Path(str(asked[3])).is_absolute():
             yield from self._draw(self._request(asked, (1.0,)), _picture)
         else:
-            yield str(parts.empty("Press Draw to see it; the base may be downloaded first."))
+            note = "Press Draw to see it; the base may have to be downloaded first."
+            yield str(parts.empty(note)), ""
 
     @guarded
-    def draw_many(self, *asked: Any) -> Iterator[str]:
+    def draw_many(self, *asked: Any) -> Iterator[tuple[Any, Any]]:
         """A labelled strip: the same image with everything from 0 to full strength."""
         yield from self._draw(self._request((asked[0], 1.0, *asked[2:]), STRIP), _labelled)
 
-    def _draw(self, wanted: Render, show: Any) -> Iterator[str]:
+    def _draw(
+        self, wanted: Render, show: Callable[[Render, Rendered], Markup]
+    ) -> Iterator[tuple[Any, Any]]:
+        """Pairs of the image's place and the progress below it; the image stays until the next."""
         try:
             for answer in self.workshop.previews.draw(wanted):
                 match answer:
                     case Loading():
-                        yield str(_waiting("Loading the base…", 0))
+                        yield gr.skip(), str(_waiting("Loading the base…", 0))
                     case Progress():
-                        yield str(_waiting("Drawing…", answer.done / max(1, answer.total)))
+                        yield gr.skip(), str(_waiting("Drawing…", answer.done / answer.total))
                     case Rendered():
-                        yield str(show(wanted, answer))
+                        yield str(show(wanted, answer)), ""
         except AtelierError as error:
-            yield str(parts.notices([str(error)], tone="bad"))
+            yield gr.skip(), str(parts.notices([str(error)], tone="bad"))
 
     def _request(self, asked: Sequence[Any], strip: tuple[float, ...]) -> Render:
         ref, strength, prompt, base, negative, seed, steps, guidance, *further = asked
@@ -220,8 +229,6 @@ def _one_more(rows: int) -> list[Any]:
 
 
 def _tree(text: str) -> dict[str, Any]:
-    import json
-
     tree = json.loads(text)
     if not isinstance(tree, dict):
         raise ValueError("settings are a JSON object")
@@ -231,7 +238,7 @@ def _tree(text: str) -> dict[str, Any]:
 
 def _waiting(word: str, share: float) -> Markup:
     return Markup(
-        '<div class="easel waiting"><p>{}</p><span class="meter busy"><i style="width:{}%"></i>'
+        '<div class="waiting"><span>{}</span><span class="meter busy"><i style="width:{}%"></i>'
         "</span></div>"
     ).format(word, f"{100 * share:.0f}")
 

@@ -207,7 +207,7 @@ def _trouble(run: Overview) -> Markup:
 def _outcome(run: Overview) -> Markup:
     """What the validation says, and where to go with a finished adapter."""
     said = Markup("")
-    if run.history.validations:
+    if run.history.validations and run.history.validations[-1].step > 0:
         last = run.history.validations[-1]
         loss, base, on = last.held_out, last.base_held_out, "images held out"
         if loss is None or base is None:

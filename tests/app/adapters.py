@@ -32,5 +32,6 @@ def write_adapter(path: Path, name: str = "test", trigger: str = "pip") -> Path:
         tree[key] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(tree).encode()
     text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, struct.pack("<Q", len(text)) + text + bytes(end))
     return path

@@ -94,4 +94,4 @@ def test_the_adapter_can_be_downloaded(preview: Page) -> None:
 def test_a_refusal_is_said_where_the_image_would_be(preview: Page) -> None:
     preview.locator("#prompt textarea").fill("refuse this")
     preview.locator("#main-action").click()
-    expect(preview.locator("#image")).to_contain_text("The prompt was refused. Try another.")
+    expect(preview.locator("#progress")).to_contain_text("The prompt was refused. Try another.")
