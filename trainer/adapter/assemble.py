@@ -18,6 +18,15 @@ from trainer.adapter.lycoris import Additive, DoRA, Full, Layer, LoHa, LoKr
 
 Parts = Mapping[str, Tensor]  # by role, as `keys.split` names them
 
+# How many dimensions a tensor of each role may have.
+_DIMENSIONS = {
+    "down": (2, 4), "up": (2, 4), "mid": (4,), "diff": (2, 4),
+    "hada_w1_a": (2,), "hada_w1_b": (2,), "hada_w2_a": (2,), "hada_w2_b": (2,),
+    "hada_t1": (4,), "hada_t2": (4,),
+    "lokr_w1": (2,), "lokr_w1_a": (2,), "lokr_w1_b": (2,),
+    "lokr_w2": (2, 4), "lokr_w2_a": (2,), "lokr_w2_b": (2,), "lokr_t2": (4,),
+    "dora_scale": (1, 2, 4), "magnitude": (1, 2, 4),
+}  # fmt: skip
 MAX_WEIGHT = 2**27  # entries; the largest layer of SDXL has 30 million
 
 
@@ -39,6 +48,9 @@ def assemble(parts: Parts, *, kernel: int, alpha: float | None = None) -> Layer:
         if stated.numel() != 1:
             raise ValueError("has an alpha that is not one number")
         alpha = float(stated)
+    for role, tensor in {**rest, **magnitude}.items():
+        if tensor.dim() not in _DIMENSIONS[role] or 0 in tensor.shape:
+            raise ValueError(f"has a {role} of {_shape(tensor)}, which makes no sense")
     try:
         direction = _direction(rest, kernel, alpha)
         _check_size(*direction.shape)
@@ -52,8 +64,6 @@ def _direction(parts: dict[str, Tensor], kernel: int, alpha: float | None) -> Ad
     kinds = {role.split("_")[0] if role not in ("down", "up", "mid") else "lora" for role in parts}
     if len(kinds) > 1:
         raise ValueError(f"mixes two kinds of adapter, {' and '.join(sorted(kinds))}")
-    if any(0 in tensor.shape for tensor in parts.values()):
-        raise ValueError("has an empty tensor")
     match sorted(kinds):
         case ["lora"]:
             return _lora(parts, alpha)
@@ -61,7 +71,7 @@ def _direction(parts: dict[str, Tensor], kernel: int, alpha: float | None) -> Ad
             return _loha(parts, kernel, alpha)
         case ["lokr"]:
             return _lokr(parts, kernel, alpha)
-        case ["diff"] if parts["diff"].dim() in (2, 4):
+        case ["diff"]:
             return Full(parts["diff"])
     raise ValueError("is of no kind that is known")
 
@@ -71,13 +81,7 @@ def _lora(parts: Parts, alpha: float | None) -> LowRank:
     if "mid" in parts:
         # Tucker form (LoCon): a 1×1 down, a k×k core, a 1×1 up. Core and down make one k×k down.
         down = _core_times(parts["mid"], down.flatten(1))
-    fits = (
-        down.dim() in (2, 4)
-        and up.dim() in (2, 4)
-        and up.shape[1] == down.shape[0]
-        and up.shape[2:].numel() == 1
-    )
-    if not fits:
+    if up.shape[1] != down.shape[0] or up.shape[2:].numel() != 1:
         raise ValueError(f"has factors that do not fit: {_shape(down)} and {_shape(up)}")
     up = up.reshape(*up.shape[:2], *([1, 1] if down.dim() == 4 else []))
     return LowRank(down, up, float(down.shape[0]) if alpha is None else alpha)
@@ -103,8 +107,6 @@ def _loha(parts: Parts, kernel: int, alpha: float | None) -> LoHa:
 def _lokr(parts: Parts, kernel: int, alpha: float | None) -> LoKr:
     left, left_rank = _left(parts)
     up, down, right_rank = _right(parts, kernel)
-    if left.dim() != 2 or up.dim() != 2 or down.dim() not in (2, 4):
-        raise ValueError("has Kronecker factors of unknown layout")
     if up.shape[1] != down.shape[0]:
         raise ValueError("has factors of different ranks")
     rank = right_rank or left_rank
@@ -182,4 +184,4 @@ def _need(parts: Parts, *roles: str) -> tuple[Tensor, ...]:
 
 
 def _shape(tensor: Tensor) -> str:
-    return "×".join(str(size) for size in tensor.shape) or "a number"
+    return "×".join(str(size) for size in tensor.shape) or "one number"

@@ -7,6 +7,8 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,12 +19,18 @@ from trainer.adapter.assemble import assemble
 from trainer.adapter.lycoris import DoRA, Full, Layer, LoHa, LoKr, to_low_rank
 from trainer.errors import AdapterError
 
+ROLES = (
+    ("down", "up", "mid", "dora_scale", "magnitude"),
+    ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "dora_scale"),
+    ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+    ("diff", "alpha", "dora_scale"),
+)
 LINEAR = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 CONV = "lora_unet_down_blocks_0_resnets_0_conv1"
 CONV_PATH = "unet.down_blocks.0.resnets.0.conv1"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def seeded() -> None:
     torch.manual_seed(0)
 
@@ -200,6 +208,49 @@ def test_dora_at_the_base_s_own_norms_is_plain_lora_of_a_zero_delta() -> None:
     layer = assemble({**parts, "dora_scale": weight.norm(dim=1, keepdim=True)}, kernel=1)
     assert isinstance(layer, DoRA)
     assert layer.delta(weight).abs().max() < 1e-6
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from([role for kind in ROLES for role in kind]),
+        st.lists(st.sampled_from([0, 1, 2, 3, 4]), max_size=4),
+    ),
+    st.sampled_from([1, 3]),
+)
+def test_any_tensors_make_a_layer_or_a_clear_error(
+    shapes: dict[str, list[int]], kernel: int
+) -> None:
+    check_any({role: torch.ones(shape) for role, shape in shapes.items()}, kernel)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(ROLES), st.data())
+def test_tensors_of_one_kind_make_a_layer_or_a_clear_error(
+    roles: tuple[str, ...], data: st.DataObject
+) -> None:
+    size = st.sampled_from([2, 2, 2, 3])
+    parts = {}
+    for role in roles:
+        dims = data.draw(st.sampled_from([None, 2, 2, 2, 4]), label=role)
+        if dims is not None:
+            parts[role] = torch.ones([data.draw(size) for _ in range(dims)])
+    check_any(parts, data.draw(st.sampled_from([1, 3])))
+
+
+def check_any(parts: dict[str, Tensor], kernel: int) -> None:
+    """A layer whose ΔW has the shape it says, and exactly the same as plain factors."""
+    try:
+        layer = assemble(parts, kernel=kernel)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return
+    if isinstance(layer, DoRA):
+        assert layer.delta(torch.ones(layer.direction.shape)).shape == layer.direction.shape
+        return
+    delta = layer.delta()
+    assert delta.shape == layer.shape
+    assert torch.allclose(to_low_rank(layer)[0].delta(), delta, atol=1e-3, rtol=1e-3)
 
 
 def test_dora_files_need_their_base_and_say_so(tmp_path: Path) -> None:
