@@ -21,7 +21,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("trainer.settings", "trainer.presets", "trainer.run"),
     ("trainer.data", "trainer.adapter", "trainer.model", "trainer.preview"),
     ("trainer.training",),
-    ("trainer.cli", "trainer.console", "trainer.doctor"),
+    ("trainer.cli", "trainer.console", "trainer.demo", "trainer.doctor"),
     ("trainer.__main__",),
 ]
 CONTRACT = {

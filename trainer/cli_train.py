@@ -195,13 +195,13 @@ def _register_dataset(commands: argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def _check_dataset(arguments: argparse.Namespace) -> None:
-    from trainer.data import report
+    from trainer.data.report import apply_fixes, check
 
-    found = report.check(arguments.directory, arguments.resolution, arguments.trigger)
+    found = check(arguments.directory, arguments.resolution, arguments.trigger)
     if arguments.fix:
-        for line in report.apply_fixes(found):
+        for line in apply_fixes(found):
             print(line, file=sys.stderr)
-        found = report.check(arguments.directory, arguments.resolution, arguments.trigger)
+        found = check(arguments.directory, arguments.resolution, arguments.trigger)
     print(found.to_json() if arguments.json else found.to_words())
 
 

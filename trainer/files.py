@@ -24,7 +24,9 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     The rename is the moment at which the new file exists. A file left over by a killed process
     ends in `.partial`; `sweep` removes such files.
     """
-    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
+    handle, name = tempfile.mkstemp(
+        prefix=f"{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent
+    )
     os.close(handle)
     temporary = Path(name)
     try:

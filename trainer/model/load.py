@@ -11,6 +11,7 @@ import torch
 
 from trainer.errors import BaseModelError, OutOfMemory, UserError
 from trainer.model.bases import Family, FileBase, FolderBase, HubBase, family_of, resolve
+from trainer.model.sdxl import StableDiffusionXL
 from trainer.model.stable_diffusion import BaseModel, PredictionType, StableDiffusion
 from trainer.settings import Base, Precision
 
@@ -27,6 +28,11 @@ _PARTS = {
     "vae": "AutoencoderKL",
     "text_encoder": "CLIPTextModel",
     "tokenizer": "CLIPTokenizer",
+}
+_SDXL_PARTS = {
+    **_PARTS,
+    "text_encoder_2": "CLIPTextModelWithProjection",
+    "tokenizer_2": "CLIPTokenizer",
 }
 
 
@@ -75,13 +81,16 @@ def load(base: Base) -> BaseModel:
     dtype = choose_dtype(base.precision, device)
     folder = locate(base.model)
     family = family_of(folder)
-    if family is Family.SDXL:
-        raise BaseModelError(
-            f"{base.model} is an SDXL base, which cannot be trained on yet.",
-            "Use a Stable Diffusion 1.x or 2.x base.",
-        )
+    kinds = _SDXL_PARTS if family is Family.SDXL else _PARTS
     try:
-        parts = {name: _load_part(folder, name, dtype) for name in _PARTS}
+        parts = {
+            # SDXL's VAE overflows in half precision, and its images turn black.
+            name: _load_part(
+                folder, name, kind,
+                torch.float32 if name == "vae" and family is Family.SDXL else dtype,
+            )
+            for name, kind in kinds.items()
+        }  # fmt: skip
         model = _assemble(base, family, folder, parts, device, dtype)
     except torch.OutOfMemoryError:
         raise OutOfMemory(
@@ -125,7 +134,7 @@ def _download(id: str) -> Path:
         ) from None
 
 
-def _load_part(folder: Path, name: str, dtype: torch.dtype) -> Any:
+def _load_part(folder: Path, name: str, kind: str, dtype: torch.dtype) -> Any:
     import diffusers
     import transformers
 
@@ -133,12 +142,12 @@ def _load_part(folder: Path, name: str, dtype: torch.dtype) -> Any:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    kind = getattr(diffusers, _PARTS[name], None) or getattr(transformers, _PARTS[name])
+    loader = getattr(diffusers, kind, None) or getattr(transformers, kind)
     try:
-        if name == "tokenizer":
-            return kind.from_pretrained(folder / name, local_files_only=True)
-        if name == "text_encoder":
-            part = kind.from_pretrained(
+        if name.startswith("tokenizer"):
+            return loader.from_pretrained(folder / name, local_files_only=True)
+        if name.startswith("text_encoder"):
+            part = loader.from_pretrained(
                 folder / name,
                 dtype=dtype,
                 local_files_only=True,
@@ -146,7 +155,7 @@ def _load_part(folder: Path, name: str, dtype: torch.dtype) -> Any:
                 attn_implementation="sdpa",
             )
         else:
-            part = kind.from_pretrained(
+            part = loader.from_pretrained(
                 folder, subfolder=name, torch_dtype=dtype, local_files_only=True,
                 use_safetensors=True,
             )  # fmt: skip
@@ -182,16 +191,15 @@ def _assemble(
             "Give a base that predicts epsilon or v_prediction.",
         )
     schedule = DDPMScheduler.from_config(config)
-    for name in ("unet", "text_encoder", "vae"):
-        parts[name].to(device)
-    return StableDiffusion(
+    for name, part in parts.items():
+        if not name.startswith("tokenizer"):
+            part.to(device)
+    kind = StableDiffusionXL if family is Family.SDXL else StableDiffusion
+    return kind(
         family=family,
         reference=base.model,
         folder=folder,
-        unet=parts["unet"],
-        vae=parts["vae"],
-        text_encoder=parts["text_encoder"],
-        tokenizer=parts["tokenizer"],
+        **parts,
         prediction_type=prediction_type,
         alphas_cumprod=schedule.alphas_cumprod.to(device),
         scheduler_config={**config, "prediction_type": prediction_type},

@@ -23,19 +23,23 @@ PredictionType = Literal["epsilon", "v_prediction"]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a batch of prompts says to the UNet: `hidden` [B, tokens, width]."""
+    """What a batch of prompts says to the UNet: `hidden` [B, tokens, width], and for SDXL the
+    `pooled` text embedding [B, width]."""
 
     hidden: Tensor
+    pooled: Tensor | None = None
 
-    def __getitem__(self, index: slice | Tensor) -> Conditioning:
-        return Conditioning(self.hidden[index])
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
-        return Conditioning(self.hidden.to(device, dtype))
+    def repeat(self, count: int) -> Conditioning:
+        """A single prompt's conditioning [1, …] for `count` images."""
+        pooled = None if self.pooled is None else self.pooled.expand(count, -1)
+        return Conditioning(self.hidden.expand(count, -1, -1), pooled)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        return Conditioning(torch.cat([part.hidden for part in parts]))
+        """The conditionings of several batches as one batch."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        hidden = torch.cat([part.hidden for part in parts])
+        return Conditioning(hidden, torch.cat(pooled) if pooled else None)
 
 
 class BaseModel(Protocol):
@@ -155,14 +159,18 @@ class StableDiffusion:
         return self.vae.decode(latents).sample.float()  # type: ignore[no-any-return]
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        tokens = self.tokenizer(
+        return Conditioning(self.text_encoder(self.tokens(self.tokenizer, prompts))[0])
+
+    def tokens(self, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+        """Token ids [B, 77] on the device; what is longer is cut."""
+        ids = tokenizer(
             list(prompts),
             padding="max_length",
             truncation=True,
-            max_length=self.tokenizer.model_max_length,
+            max_length=tokenizer.model_max_length,
             return_tensors="pt",
         ).input_ids
-        return Conditioning(self.text_encoder(tokens.to(self.device))[0])
+        return ids.to(self.device)  # type: ignore[no-any-return]
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         prediction = self.unet(noisy.to(self.dtype), timesteps, conditioning.hidden).sample

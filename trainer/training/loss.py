@@ -5,6 +5,8 @@ Throughout, alpha_bar is ᾱ of each image's timestep, [B] in (0, 1), and SNR = 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -91,7 +93,7 @@ def multires_noise(noise: Tensor, discount: float, draws: torch.Generator) -> Te
         total = total + strength * F.interpolate(coarse, noise.shape[-2:], mode="nearest")
         variance += strength**2
         strength *= discount
-    return total / variance**0.5
+    return total / math.sqrt(variance)
 
 
 def timesteps(

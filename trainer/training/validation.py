@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from trainer.data.latents import Encoded
-from trainer.model.stable_diffusion import BaseModel, Conditioning
+from trainer.model.stable_diffusion import BaseModel
 from trainer.randomness import generator
 from trainer.training import loss as losses
 
@@ -49,11 +49,10 @@ def measure(model: BaseModel, probe: Probe) -> float:
         alpha_bar = model.alphas_cumprod[timesteps.to(model.device)]
         latents = image.latents.to(model.device).expand_as(noise)
         noise = noise.to(model.device)
-        hidden = model.encode_prompts([image.caption]).hidden
         prediction = model.predict(
             losses.add_noise(latents, noise, alpha_bar),
             timesteps.to(model.device),
-            Conditioning(hidden.expand(probe.timesteps, -1, -1)),
+            model.encode_prompts([image.caption]).repeat(probe.timesteps),
         )
         wanted = losses.target(latents, noise, alpha_bar, model.prediction_type)
         errors.append(losses.error(prediction, wanted).mean())

@@ -1,0 +1,86 @@
+"""Every family, from a diffusers folder: drawn as diffusers draws, trained, and read back there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from PIL import Image
+
+from tests.trainer.adapter import families
+from tests.trainer.training.runs import new_run
+from trainer.errors import BaseModelError
+from trainer.model.bases import Family, family_of
+from trainer.model.load import load
+from trainer.preview.render import Picture, render
+from trainer.run import State
+from trainer.settings import Base
+from trainer.training.attempt import attempt
+
+FAMILIES = list(Family)
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=str)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base of each family in the diffusers layout."""
+    folder = tmp_path_factory.mktemp("families") / request.param
+    families.pipeline(request.param, folder / "words").save_pretrained(folder)
+    return folder
+
+
+def _theirs(folder: Path, picture: Picture) -> Image.Image:
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(  # type: ignore[no-any-return]
+        picture.prompt,
+        negative_prompt=picture.negative_prompt,
+        num_inference_steps=picture.steps,
+        guidance_scale=picture.guidance,
+        width=picture.width,
+        height=picture.height,
+        generator=torch.Generator().manual_seed(picture.seed),
+    ).images[0]
+
+
+def test_the_family_is_recognised_and_draws_as_in_diffusers(base: Path) -> None:
+    model = load(Base(model=str(base), device="cpu"))
+    assert model.family == family_of(base) == base.name
+    picture = Picture("a cat", "blurry", seed=1, steps=3, guidance=4.0, width=64, height=96)
+    ours = np.asarray(render(model, picture)[0], dtype=int)
+    theirs = np.asarray(_theirs(base, picture), dtype=int)
+    assert np.abs(ours - theirs).max() <= 1
+
+
+def test_it_trains_and_diffusers_reads_every_key(base: Path, photos: Path, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", base, photos, training__steps=3, samples__prompts=())
+    assert attempt(run) is State.FINISHED
+    assert any(
+        tensor.abs().max() > 0
+        for key, tensor in safetensors.torch.load_file(run.adapter_file).items()
+        if "lora_up" in key
+    )
+    pipeline = DiffusionPipeline.from_pretrained(base)
+    pipeline.load_lora_weights(run.path, weight_name=run.adapter_file.name)
+    adapted = sum(
+        "lora_A.default_0.weight" in name
+        for part in (
+            pipeline.unet,
+            pipeline.text_encoder,
+            getattr(pipeline, "text_encoder_2", None),
+        )
+        if part is not None
+        for name, _ in part.named_parameters()
+    )
+    keys = safetensors.torch.load_file(run.adapter_file)
+    assert adapted == sum(key.endswith("lora_down.weight") for key in keys)
+
+
+def test_a_pipeline_of_another_kind_is_refused(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(BaseModelError, match="FluxPipeline, which is not supported"):
+        family_of(tmp_path)
