@@ -13,7 +13,7 @@ from markupsafe import Markup
 from app import media, parts
 from app.datasets import Dataset, Image
 from app.faults import guarded
-from app.pages.frame import AT_ONCE, page
+from app.pages.frame import AT_ONCE, LATEST, page
 from app.workshop import Workshop
 
 PAGE_SIZE = 48
@@ -113,7 +113,7 @@ class DatasetsPage:
         for done in (made, taken):
             self._remembered(done.success(self.enter, chosen, everything, **AT_ONCE))
         for selected in (self.dataset.input, self.filter.input):
-            self._remembered(selected(self.enter, chosen, everything, **AT_ONCE))
+            self._remembered(selected(self.enter, chosen, everything, **LATEST))
         for button, by in ((self.back, -1), (self.forth, 1)):
             self._shown(button.click(partial(int.__add__, by), self.number, self.number, **AT_ONCE))
         self._remembered(
@@ -129,7 +129,7 @@ class DatasetsPage:
                 **_SAVING,
             )
         )  # fmt: skip
-        picked = self.grid.select(self.pick, self.dataset, image, **AT_ONCE)
+        picked = self.grid.select(self.pick, self.dataset, image, **LATEST)
         back = self.previous.click(self.go_back, [*written, self.filter], image, **AT_ONCE)
         on = self.next.click(self.go_on, [*written, self.filter], image, **AT_ONCE)
         for moved in (picked, back, on):

@@ -22,6 +22,8 @@ AT_ONCE: dict[str, Any] = {
     "concurrency_limit": None,
     "api_visibility": "private",
 }
+# The same for choices: by default, Gradio drops one that is made while the last is being answered.
+LATEST: dict[str, Any] = {**AT_ONCE, "trigger_mode": "always_last"}
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from app import media, parts
 from app.faults import guarded
 from app.library import Entry
-from app.pages.frame import AT_ONCE, page
+from app.pages.frame import AT_ONCE, LATEST, page
 from app.workshop import Workshop
 from trainer.errors import AtelierError, SettingsError, UserError
 from trainer.fields import flatten
@@ -96,9 +96,9 @@ class PreviewPage:
         opened = demo.load(
             self.open, None, [self.nothing, self.bench, *choices, *drawn_from], **AT_ONCE
         )
-        entered = self.adapter.input(self.enter, self.adapter, drawn_from, **AT_ONCE)
+        entered = self.adapter.input(self.enter, self.adapter, drawn_from, **LATEST)
         for ready in (opened, entered):
-            ready.then(self.draw_if_near, asked, canvas, **_DRAWING)
+            ready.then(self.draw_if_near, asked, canvas, api_visibility="private", **_DRAWING)
         changes = [self.strength.change, *(weight.change for _, _, weight in self.further)]
         gr.on(changes, self.draw_one, asked, canvas, api_visibility="private", **_DRAWING)
         added = [adapter.input for _, adapter, _ in self.further]

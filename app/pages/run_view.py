@@ -13,7 +13,7 @@ from app import media, parts
 from app.chart import loss_chart
 from app.faults import guarded
 from app.overview import Overview, overview
-from app.pages.frame import AT_ONCE, GO
+from app.pages.frame import AT_ONCE, GO, LATEST
 from app.workshop import Workshop
 from trainer.run import Request, Run, State
 
@@ -71,7 +71,7 @@ class RunView:
         ]  # fmt: skip
         demo.load(_asked_run, None, self.id, **AT_ONCE).then(self.look, asked, shown, **AT_ONCE)
         self.timer.tick(self.look, asked, shown, trigger_mode="once", **AT_ONCE)
-        self.logarithmic.input(self.look, asked, shown, **AT_ONCE)
+        self.logarithmic.input(self.look, asked, shown, **LATEST)
         for button, opens in ((self.remove, True), (self.keep, False)):
             button.click(partial(gr.update, visible=opens), None, self.deleting, **AT_ONCE)
         self.delete.click(self.discard, self.id, self.address, **AT_ONCE)

@@ -16,7 +16,7 @@ from app.datasets import Dataset
 from app.faults import guarded
 from app.form import LEAVES, PATHS, Form
 from app.overview import overview
-from app.pages.frame import AT_ONCE, GO, page
+from app.pages.frame import AT_ONCE, GO, LATEST, page
 from app.pages.run_view import RunView
 from app.workshop import Workshop
 from trainer.data.findings import Finding
@@ -111,9 +111,9 @@ class TrainPage:
         )  # fmt: skip
         preset = gr.on(
             [self.goal.input, self.family.input], self.use_preset, [self.goal, self.family],
-            self.form.outputs, **AT_ONCE,
+            self.form.outputs, **LATEST,
         )  # fmt: skip
-        chosen = self.dataset.input(self.suggest, [self.dataset, *personal], personal, **AT_ONCE)
+        chosen = self.dataset.input(self.suggest, [self.dataset, *personal], personal, **LATEST)
         for changed in (filled, preset, chosen):
             self._checked(changed.then, everything)
         for name in CHECKED_AGAIN:

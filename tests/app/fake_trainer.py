@@ -3,7 +3,8 @@
     python fake_trainer.py resume DIR
 
 The run's output name says how it goes: `fails` ends in an error, `crashes` dies without a word,
-`mute` dies before its first event, `lasts` goes on until it is asked to stop.
+`mute` dies before its first event, `lasts` goes on until it is asked to stop, `waits` stays
+half-way until it is asked to save.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from tests.app.adapters import write_adapter
+from tests.app.fakes import until
 from trainer import events
 from trainer.run import Run
 
@@ -69,6 +71,8 @@ def _attempt(run: Run, name: str, steps: int) -> int:
             return 1
         if name == "crashes" and step == 15:
             os._exit(9)
+        if name == "waits" and step == steps // 2:
+            until(lambda: run.take("save") or "stop" in run.requested(), 120)
         if run.take("stop"):
             run.append(events.Stopping(step=step))
             _checkpoint(run, step)
