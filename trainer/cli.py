@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -33,6 +34,7 @@ def run(arguments: Sequence[str], more: Sequence[Register] = ()) -> int:
     """Runs one command; returns its exit code. `more` adds commands that live above this package,
     such as `serve`."""
     parser = build(more)
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an image, we say ourselves
     try:
         chosen, unknown = parser.parse_known_args(list(arguments))
         if unknown:

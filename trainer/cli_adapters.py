@@ -79,6 +79,17 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     _add_output(resize)
     resize.set_defaults(run=run_resize)
 
+    fuse = subparsers.add_parser("fuse", help="write a base with adapters baked in")
+    fuse.add_argument("--base", required=True, help="base reference: embedded, folder or hub id")
+    fuse.add_argument(
+        "--adapter", action="append", required=True, metavar="FILE=STRENGTH", help="repeat for more"
+    )
+    fuse.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="number format (the base's own)"
+    )
+    fuse.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    fuse.set_defaults(run=run_fuse)
+
     compare = subparsers.add_parser("compare", help="tell whether adapters get in each other's way")
     compare.add_argument("adapters", nargs="+", metavar="FILE[=WEIGHT]")
     compare.add_argument("--json", action="store_true", help="print JSON")
@@ -158,6 +169,26 @@ def run_resize(args: argparse.Namespace) -> None:
     worst = max(error.layers, key=lambda path: error.layers[path])
     print(f"Wrote {args.output}: rank {_rank(adapter)}, relative error {error.total:.2e}, "
           f"largest in {worst} ({error.layers[worst]:.2e}).")  # fmt: skip
+
+
+def run_fuse(args: argparse.Namespace) -> None:
+    """Writes a base with adapters in its weights, and says what rounding left of them."""
+    import torch
+
+    from trainer.adapter.bake import bake
+    from trainer.adapter.compose import combine
+    from trainer.model.bases import family_of
+    from trainer.model.load import locate
+    from trainer.preview.session import load_for
+
+    base = locate(args.base)
+    family = family_of(base)
+    weighted = [parse_weighted(text) for text in args.adapter]
+    adapter = combine([(load_for(family, base, file), weight) for file, weight in weighted])
+    formats = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    report = bake(base, adapter, args.output, formats.get(args.precision))
+    print(report.to_words())
+    print(args.output)
 
 
 def run_compare(args: argparse.Namespace) -> None:

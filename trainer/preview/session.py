@@ -9,6 +9,8 @@ from PIL import Image
 
 from trainer.adapter.adapter import Adapter, load
 from trainer.adapter.attach import Attachment, attach
+from trainer.adapter.base_weights import read_weights
+from trainer.adapter.lycoris import DoRA
 from trainer.errors import AdapterError
 from trainer.model.bases import Family
 from trainer.model.load import load as load_base
@@ -65,7 +67,8 @@ class Session:
         if wanted == self._attached:
             return
         adapters = {
-            _name(index): load_for(self.model.family, file) for index, file in enumerate(files)
+            _name(index): load_for(self.model.family, self.model.folder, file)
+            for index, file in enumerate(files)
         }
         if self._attachment is not None:
             self._attachment.detach()
@@ -75,8 +78,9 @@ class Session:
             self._attached = wanted
 
 
-def load_for(family: Family, file: Path) -> Adapter:
-    """The adapter in a file, if it is for this family.
+def load_for(family: Family, base: Path, file: Path) -> Adapter:
+    """The adapter in a file as plain factors, if it is for this family. `base` is the base's
+    folder: what a DoRA adapter does depends on the base's weights.
 
     Raises:
         AdapterError: if it is broken, or made for another family.
@@ -88,7 +92,8 @@ def load_for(family: Family, file: Path) -> Adapter:
             f"but the base is {family.full_name}.",
             f"Use it with a {loaded.family.full_name} base.",
         )
-    return loaded.adapter
+    depends = [path for path, layer in loaded.layers.items() if isinstance(layer, DoRA)]
+    return loaded.plain(base_weights=read_weights(base, depends))[0]
 
 
 def _name(index: int) -> str:

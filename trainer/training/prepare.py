@@ -173,7 +173,7 @@ def _attach(parts: Parts, wanted: Settings, model: BaseModel) -> Attachment:
     if adapter.start_from is None:
         return attachment
     given = fitted(
-        load_for(model.family, adapter.start_from),
+        load_for(model.family, model.folder, adapter.start_from),
         {path: tuple(layer.weight.shape) for path, layer in attachment.layers.items()},
     )
     wrong = [p for p, f in given.items() if p not in attachment.layers or f.rank != adapter.rank]

@@ -25,14 +25,14 @@ def self_test(prepared: Prepared, file: Path) -> None:
         AdapterError: if the file cannot be read or does not fit the base.
         RunFailed: if it does something else than the layers in memory.
     """
-    trained = prepared.attachment
+    model, trained = prepared.model, prepared.attachment
     live = _output(prepared)
     trained.set({})
     base = _output(prepared)
     trained.set({"new": 1.0})
     trained.detach()
     try:
-        with attach(prepared.model.parts, {"file": load_for(prepared.model.family, file)}):
+        with attach(model.parts, {"file": load_for(model.family, model.folder, file)}):
             read = _output(prepared)
     finally:
         trained.attach()
