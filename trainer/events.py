@@ -177,10 +177,22 @@ class Failed(Event):
 
 
 AnyEvent = Annotated[
-    Started | Preparing | Ready | Step | Validated | Forecast | Verdict | CheckpointSaved | Sampled | Notice | Stopping
-    | Stopped | Finished | Failed,
+    Started
+    | Preparing
+    | Ready
+    | Step
+    | Validated
+    | Forecast
+    | Verdict
+    | CheckpointSaved
+    | Sampled
+    | Notice
+    | Stopping
+    | Stopped
+    | Finished
+    | Failed,
     Field(discriminator="type"),
-]  # fmt: skip
+]
 _parser: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
 
 

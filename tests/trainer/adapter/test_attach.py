@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -48,7 +50,7 @@ def test_wider_targets_contain_the_narrower(parts: dict[str, nn.Module]) -> None
         set(select(parts, targets))
         for targets in ("attention", "attention-ff", "linear", "linear-conv")
     ]
-    assert all(narrow < wide for narrow, wide in zip(chosen, chosen[1:], strict=False))
+    assert all(narrow < wide for narrow, wide in itertools.pairwise(chosen))
 
 
 def test_a_part_without_targets_is_refused() -> None:
