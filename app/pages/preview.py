@@ -57,7 +57,7 @@ class PreviewPage:
         self.prompt = gr.Textbox(label="Prompt", lines=2, elem_id="prompt")
         self.further: list[tuple[Any, Any, Any]] = []
         for number in range(FURTHER):
-            with gr.Group(visible=False, elem_classes="further") as row:
+            with gr.Column(visible=False, elem_classes="further") as row:
                 adapter = gr.Dropdown([], label=f"Adapter {number + 2}",
                                       elem_id=f"adapter-{number + 2}")  # fmt: skip
                 weight = _slider(f"Strength {number + 2}", f"strength-{number + 2}", 0.5)
