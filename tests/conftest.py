@@ -10,6 +10,7 @@ from PIL import Image
 
 # Tiny models are faster on one thread, and processes that tests start side by side do not fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")

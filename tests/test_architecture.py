@@ -15,7 +15,7 @@ SOURCES = sorted(path for package in ("trainer", "app") for path in (ROOT / pack
 
 # What a module may be imported by, from the ground up: each layer sees those before it.
 LAYERS: list[tuple[str, ...]] = [
-    ("trainer.errors",),
+    ("trainer.errors", "trainer.threads"),
     ("trainer.files", "trainer.fields", "trainer.events", "trainer.model.embedded"),
     ("trainer.model.bases", "trainer.randomness"),
     ("trainer.settings", "trainer.presets", "trainer.run"),
@@ -38,6 +38,8 @@ WITHOUT_TORCH = (
     "trainer.data.report",
     "trainer.adapter.header",
     "trainer.adapter.keys",
+    "trainer.adapter.metadata",
+    "trainer.adapter.recognise",
     "trainer.model.bases",
     "trainer.preview.request",
     "trainer.preview.grid",

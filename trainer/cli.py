@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from trainer import cli_adapters, cli_preview, cli_train
 from trainer.errors import AtelierError, SettingsError
+from trainer.threads import wait_without_spinning
 
 Register = Callable[["argparse._SubParsersAction[argparse.ArgumentParser]"], None]
 
@@ -33,6 +34,7 @@ class Parser(argparse.ArgumentParser):
 def run(arguments: Sequence[str], more: Sequence[Register] = ()) -> int:
     """Runs one command; returns its exit code. `more` adds commands that live above this package,
     such as `serve`."""
+    wait_without_spinning()
     parser = build(more)
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an image, we say ourselves
     try:

@@ -18,6 +18,7 @@ from trainer.fields import nest
 from trainer.presets import PRESETS
 from trainer.run import Run
 from trainer.settings import Settings, parse
+from trainer.threads import wait_without_spinning
 from trainer.training.attempt import attempt
 
 DATASET = Path("samples/character")
@@ -31,6 +32,7 @@ def main() -> int:
     if not DATASET.is_dir():
         print(f"demo: there is no {DATASET}; run it from the project's folder.", file=sys.stderr)
         return 2
+    wait_without_spinning()
     run = Run(FOLDER / "run")
     if run.path.exists():
         shutil.rmtree(run.path)
