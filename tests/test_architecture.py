@@ -31,6 +31,9 @@ CONTRACT = {
 }  # fmt: skip
 WITHOUT_TORCH = (
     "app.server",
+    "app.library",
+    "app.previews",
+    "app.jobs",
     "trainer.cli",
     "trainer.console",
     "trainer.data.dataset",
