@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from app.datasets import Dataset
-from trainer.data import report
+from trainer.data import report, tokens
 from trainer.data.findings import Finding
 from trainer.settings import Settings
 
@@ -37,10 +37,13 @@ def warnings(dataset: Dataset, settings: Settings) -> list[str]:
 
 
 @lru_cache(maxsize=16)
-def findings(dataset: Dataset, resolution: int, trigger: str | None) -> tuple[Finding, ...]:
+def findings(
+    dataset: Dataset, resolution: int, trigger: str | None, base: str
+) -> tuple[Finding, ...]:
     """What the report on the dataset finds. Every image is opened, once for each state of it.
 
     Raises:
         DatasetError: if the folder cannot be read.
     """
-    return report.check(dataset.folder, resolution, trigger).findings
+    tokenizer = tokens.for_base(base)
+    return report.check(dataset.folder, resolution, trigger, tokenizer).findings

@@ -189,19 +189,26 @@ def _register_dataset(commands: argparse._SubParsersAction[argparse.ArgumentPars
     check.add_argument("directory", metavar="DIR", type=Path, help="folder of images and captions")
     check.add_argument("--resolution", type=int, default=512, help="training resolution (512)")
     check.add_argument("--trigger", help="the trigger word the captions should have")
+    check.add_argument("--base", default=None, help="the base, for how it splits captions")
     check.add_argument("--fix", action="store_true", help="apply the fixes that are safe")
     check.add_argument("--json", action="store_true", help="print JSON")
     check.set_defaults(run=_check_dataset)
 
 
 def _check_dataset(arguments: argparse.Namespace) -> None:
-    from trainer.data.report import apply_fixes, check
+    from trainer.data import tokens
+    from trainer.data.report import Report, apply_fixes, check
 
-    found = check(arguments.directory, arguments.resolution, arguments.trigger)
+    tokenizer = tokens.for_base(arguments.base) if arguments.base else tokens.clip()
+
+    def look() -> Report:
+        return check(arguments.directory, arguments.resolution, arguments.trigger, tokenizer)
+
+    found = look()
     if arguments.fix:
         for line in apply_fixes(found):
             print(line, file=sys.stderr)
-        found = check(arguments.directory, arguments.resolution, arguments.trigger)
+        found = look()
     print(found.to_json() if arguments.json else found.to_words())
 
 

@@ -286,7 +286,8 @@ def _with_suggestions(settings: Settings, dataset: Dataset | None) -> Settings:
 
 
 def _examined(dataset: Dataset, settings: Settings) -> tuple[Finding, ...]:
-    return check.findings(dataset, settings.dataset.resolution, settings.dataset.trigger)
+    wanted = settings.dataset
+    return check.findings(dataset, wanted.resolution, wanted.trigger, settings.base.model)
 
 
 def _findings(found: Sequence[Finding]) -> Markup:

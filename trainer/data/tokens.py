@@ -13,6 +13,9 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 
+from trainer.errors import BaseModelError
+from trainer.model.bases import FolderBase, resolve
+
 LIMIT = 75
 """Tokens that CLIP reads at once, without the two marks around them."""
 
@@ -85,6 +88,16 @@ def of_base(folder: Path) -> Tokenizer:
     """
     with (folder / "tokenizer" / "merges.txt").open(encoding="utf-8") as lines:
         return Tokenizer(lines)
+
+
+def for_base(reference: str) -> Tokenizer:
+    """The tokenizer of a base reference where its folder is at hand, else CLIP's, which all
+    published bases have."""
+    try:
+        place = resolve(reference)
+        return of_base(place.path) if isinstance(place, FolderBase) else clip()
+    except (BaseModelError, OSError):
+        return clip()
 
 
 def _bytes(text: str) -> bytes:

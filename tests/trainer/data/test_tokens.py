@@ -81,3 +81,10 @@ def test_the_merges_of_a_base(tmp_path: Path) -> None:
     (tmp_path / "tokenizer" / "merges.txt").write_text(lines)
     assert of_base(tmp_path).ends("cat cats") == [3, 6, 7, 8]
     assert Tokenizer([]).ends("cat") == [1, 2, 3]
+
+
+def test_a_base_at_hand_has_its_own_words_and_any_other_has_clips() -> None:
+    own = tokens.for_base("embedded")
+    assert own is not tokens.clip()
+    for elsewhere in ("someone/some-model", "no such base at all"):
+        assert tokens.for_base(elsewhere) is tokens.clip()
