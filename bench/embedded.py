@@ -48,7 +48,7 @@ from trainer.model.embedded.world import (
 NAMES = list(ATTRIBUTES)
 PARTS = ("body", "eyes", "head", "crest", "mouth", "marks", "belly")
 READER_SEED, TEST_SEED = 1_001, 1_002
-Pictures = NDArray[np.uint8]   # [N, 64, 64, 3]
+Pictures = NDArray[np.uint8]  # [N, 64, 64, 3]
 
 
 class Reader(nn.Module):
@@ -59,10 +59,16 @@ class Reader(nn.Module):
         layers: list[nn.Module] = []
         channels = (3, width, 2 * width, 4 * width, 6 * width)
         for before, after in pairwise(channels):
-            layers += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.SiLU(),
-                       nn.Conv2d(after, after, 3, 1, 1, groups=after), nn.SiLU()]
-        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * 16, 384),
-                                   nn.SiLU(), nn.Dropout(0.1))
+            layers += [
+                nn.Conv2d(before, after, 3, 2, 1),
+                nn.GroupNorm(8, after),
+                nn.SiLU(),
+                nn.Conv2d(after, after, 3, 1, 1, groups=after),
+                nn.SiLU(),
+            ]
+        self.trunk = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(channels[-1] * 16, 384), nn.SiLU(), nn.Dropout(0.1)
+        )
         self.heads = nn.ModuleList(nn.Linear(384, len(values)) for values in ATTRIBUTES.values())
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
@@ -101,8 +107,9 @@ def train_reader(work: Path, seed: int, count: int = 24_000, epochs: int = 8) ->
             batch = F.avg_pool2d(F.pad(batch, (1, 1, 1, 1), "replicate"), 3, 1)
         batch = batch + 0.05 * torch.rand(()) * torch.randn_like(batch)
         answers = reader(batch)
-        loss = sum((F.cross_entropy(a, truths[picks, i]) for i, a in enumerate(answers)),
-                   torch.zeros(()))
+        loss = sum(
+            (F.cross_entropy(a, truths[picks, i]) for i, a in enumerate(answers)), torch.zeros(())
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -126,10 +133,17 @@ def said(scene: Scene, text: str) -> NDArray[np.bool_]:
     saying |= {"size": bool(scene.size), "side": bool(scene.side)}
     saying |= dict.fromkeys(("second", "second colour"), scene.second is not None)
     if isinstance(subject, Creature):
-        saying |= {"body": f"{subject.body} creature" in text, "eyes": EYES[subject.eyes] in text,
-                   "belly": subject.belly is not None and "belly" in text}
-        words = {"head": values["head"], "crest": values["crest"].split()[-1],
-                 "mouth": values["mouth"], "marks": values["marks"]}
+        saying |= {
+            "body": f"{subject.body} creature" in text,
+            "eyes": EYES[subject.eyes] in text,
+            "belly": subject.belly is not None and "belly" in text,
+        }
+        words = {
+            "head": values["head"],
+            "crest": values["crest"].split()[-1],
+            "mouth": values["mouth"],
+            "marks": values["marks"],
+        }
         saying |= {name: word in text for name, word in words.items()}
         saying["crest"] &= subject.crest != "no crest"
     return np.array([saying.get(name, False) for name in NAMES])
@@ -140,8 +154,11 @@ def score(seen: NDArray[np.int64], scenes: list[Scene], texts: list[str]) -> dic
     three (subject, colour, place) at once."""
     right = seen == labels(scenes)
     asked = np.stack([said(scene, text) for scene, text in zip(scenes, texts, strict=True)])
-    result = {name: float(right[asked[:, i], i].mean()) for i, name in enumerate(NAMES)
-              if asked[:, i].any()}
+    result = {
+        name: float(right[asked[:, i], i].mean())
+        for i, name in enumerate(NAMES)
+        if asked[:, i].any()
+    }
     columns = [NAMES.index(name) for name in PARTS]
     result["parts"] = float(right[:, columns][asked[:, columns]].mean())
     result["all three"] = float(right[:, [0, 1, 2]].all(1).mean())
@@ -160,11 +177,19 @@ class Base:
         """One picture for each prompt, each from a seed of its own."""
         pictures: list[NDArray[np.uint8]] = []
         for start in range(0, len(texts), batch):
-            some = texts[start:start + batch]
-            noise = [torch.Generator().manual_seed(self.seed * 10_000 + start + i)
-                     for i in range(len(some))]
-            images = self.pipeline(some, num_inference_steps=self.steps, generator=noise,
-                                   guidance_scale=self.guidance, height=PIXELS, width=PIXELS).images
+            some = texts[start : start + batch]
+            noise = [
+                torch.Generator().manual_seed(self.seed * 10_000 + start + i)
+                for i in range(len(some))
+            ]
+            images = self.pipeline(
+                some,
+                num_inference_steps=self.steps,
+                generator=noise,
+                guidance_scale=self.guidance,
+                height=PIXELS,
+                width=PIXELS,
+            ).images
             pictures += [np.asarray(image) for image in images]
         return np.stack(pictures)
 
@@ -172,8 +197,12 @@ class Base:
     def reconstruct(self, pictures: Pictures) -> Pictures:
         """Pictures through the VAE and back."""
         vae = self.pipeline.vae
-        out = torch.cat([vae.decode(vae.encode(chunk).latent_dist.mode()).sample
-                         for chunk in to_tensor(pictures).split(50)])
+        out = torch.cat(
+            [
+                vae.decode(vae.encode(chunk).latent_dist.mode()).sample
+                for chunk in to_tensor(pictures).split(50)
+            ]
+        )
         rounded = ((out.clamp(-1, 1) + 1) * 127.5).round().byte()
         return rounded.permute(0, 2, 3, 1).numpy()
 
@@ -203,8 +232,11 @@ def contour_scenes(count: int, seed: int) -> list[Scene]:
     for i in range(count):
         noun = [*THINGS, "creature"][i % (len(THINGS) + 1)]
         colour = rng.choice(colours)
-        subject = (replace(random_creature(rng), colour=colour) if noun == "creature"
-                   else Thing(noun, colour))
+        subject = (
+            replace(random_creature(rng), colour=colour)
+            if noun == "creature"
+            else Thing(noun, colour)
+        )
         scenes.append(Scene(subject, rng.choice(list(TINTS)), DEFAULT_MANNER))
     return scenes
 
@@ -233,8 +265,10 @@ def contour(picture: Pictures, scene: Scene) -> tuple[float, float]:
         for x in (-0.03, -0.015, 0.0, 0.015, 0.03):
             for y in (-0.03, -0.015, 0.0, 0.015, 0.03):
                 true = np.asarray(draw(replace(scene, shift=(x, y), mirrored=mirrored), PIXELS))
-                both = (overlap(silhouette(picture), silhouette(true)),
-                        overlap(ink(picture), ink(true)))
+                both = (
+                    overlap(silhouette(picture), silhouette(true)),
+                    overlap(ink(picture), ink(true)),
+                )
                 best = max(best, both, key=sum)
     return best
 
@@ -242,8 +276,10 @@ def contour(picture: Pictures, scene: Scene) -> tuple[float, float]:
 def contour_score(pictures: Pictures, scenes: list[Scene]) -> dict[str, float]:
     """Mean overlaps over pictures."""
     pairs = np.array([contour(p, s) for p, s in zip(pictures, scenes, strict=True)])
-    return {"silhouette": round(float(pairs[:, 0].mean()), 4),
-            "ink": round(float(pairs[:, 1].mean()), 4)}
+    return {
+        "silhouette": round(float(pairs[:, 0].mean()), 4),
+        "ink": round(float(pairs[:, 1].mean()), 4),
+    }
 
 
 def sheet(pictures: Pictures, path: Path, columns: int = 12, cell: int = 128) -> None:
@@ -259,8 +295,10 @@ def sheet(pictures: Pictures, path: Path, columns: int = 12, cell: int = 128) ->
 def vae_scores(base: Base, scenes: list[Scene]) -> dict[str, float]:
     """PSNR of reconstructions: of scenes, and of everything that is held back."""
     kinds: dict[str, Callable[[], list[Scene]]] = {"scenes": lambda: scenes[:300]}
-    kinds |= {name: (lambda make=make: [scene for scene, _ in make(60, 99)])
-              for name, make in DATASETS.items()}
+    kinds |= {
+        name: (lambda make=make: [scene for scene, _ in make(60, 99)])
+        for name, make in DATASETS.items()
+    }
     result = {}
     for name, make in kinds.items():
         pictures = drawings(make())
@@ -292,17 +330,26 @@ def main() -> None:
     lines = contour_scenes(options.contours, options.seed)
     outlined = base.generate([caption(scene, rng) for scene in lines])
     sheet(outlined, options.work / "contours.png", columns=17)
-    print(json.dumps({
-        "seed": options.seed, "guidance": options.guidance, "steps": options.steps,
-        "images": options.images,
-        "drawings": score(read(reader, true), scenes, texts),
-        "reconstructions": score(read(reader, base.reconstruct(true)), scenes, texts),
-        "generated": score(read(reader, generated), scenes, texts),
-        "contours of reconstructions": contour_score(base.reconstruct(drawings(lines)), lines),
-        "contours of generated": contour_score(outlined, lines),
-        "psnr": vae_scores(base, scenes),
-        "seconds per image on one core": round(base.seconds_per_image(), 3),
-    }, indent=1))
+    print(
+        json.dumps(
+            {
+                "seed": options.seed,
+                "guidance": options.guidance,
+                "steps": options.steps,
+                "images": options.images,
+                "drawings": score(read(reader, true), scenes, texts),
+                "reconstructions": score(read(reader, base.reconstruct(true)), scenes, texts),
+                "generated": score(read(reader, generated), scenes, texts),
+                "contours of reconstructions": contour_score(
+                    base.reconstruct(drawings(lines)), lines
+                ),
+                "contours of generated": contour_score(outlined, lines),
+                "psnr": vae_scores(base, scenes),
+                "seconds per image on one core": round(base.seconds_per_image(), 3),
+            },
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

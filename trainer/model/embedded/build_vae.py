@@ -93,12 +93,15 @@ class VaeLoss:
 
 
 class DecoderLoss(VaeLoss):
-    """The decoder alone, on whole pictures, from the latents that the denoiser will make."""
+    """The decoder alone, on whole pictures; half of the latents off as a denoiser's are."""
 
     def __call__(self, generator: torch.Generator, share: float) -> tuple[Tensor, dict[str, float]]:
         pictures = disguise(self._pictures(6, generator), generator)
         with torch.no_grad():
             latents = self.vae.encode(pictures).latent_dist.mode()
+        wobble = 0.25 * torch.rand(6, 1, 1, 1, generator=generator) / SCALING_FACTOR
+        wobble[::2] = 0.0
+        latents += (wobble * torch.randn(latents.shape, generator=generator)).to(DEVICE)
         out = self.vae.decode(latents).sample
         return distance(out, pictures), {"l1": F.l1_loss(out, pictures).item()}
 
@@ -151,7 +154,7 @@ def train_decoder(work: Path, minutes: float) -> None:
     vae.load_state_dict(torch.load(work / "vae-done.pt", map_location=DEVICE, weights_only=True))
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
-    plan = Plan("decoder", vae, DecoderLoss(vae, work), minutes, rate=1e-3, flat=0.2, ema=0.995)
+    plan = Plan("decoder", vae, DecoderLoss(vae, work), minutes, rate=7e-4, flat=0.1, ema=0.99)
     train(plan, work)
     print({"psnr": psnr(vae, to_tensor(store(work, "probe", PROBES, PROBE_SEED)[:300]))})
     save(work / "decoder-done.pt", vae.state_dict())
