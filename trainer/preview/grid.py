@@ -11,7 +11,7 @@ from trainer.files import replace_atomically
 
 _PAPER = (250, 248, 244)
 _INK = (40, 38, 35)
-_SMALLEST_CELL = 192  # pixels; smaller images are enlarged without smoothing, by a whole factor
+_SMALLEST_CELL = 192  # pixels; smaller images are enlarged by a whole factor
 
 
 def sheet(
@@ -58,7 +58,7 @@ def _enlarged(image: Image.Image) -> Image.Image:
     factor = -(-_SMALLEST_CELL // image.width)
     if factor <= 1:
         return image
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

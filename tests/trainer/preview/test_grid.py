@@ -9,7 +9,7 @@ from PIL import Image
 from trainer.preview.grid import save_png, sheet
 
 
-def test_every_image_is_on_the_sheet_unblurred() -> None:
+def test_every_image_is_on_the_sheet_enlarged() -> None:
     colours = [[(10 * row, 50 * column, 200) for column in range(3)] for row in range(2)]
     rows = [[Image.new("RGB", (64, 64), colour) for colour in line] for line in colours]
     page = sheet(rows, ["0", "0.5", "1"], ["a cat", "a very long prompt " * 30], title="Strength")
