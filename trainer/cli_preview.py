@@ -29,7 +29,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     preview.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
     preview.add_argument("--steps", type=int, default=20, help="denoising steps (20)")
     preview.add_argument("--guidance", type=float, default=None,
-                         help="guidance scale (7; 4 for the embedded base)")  # fmt: skip
+                         help="guidance scale (7; 3.5 for the embedded base)")  # fmt: skip
     preview.add_argument("--width", type=int, help="pixels (the base's own size)")
     preview.add_argument("--height", type=int, help="pixels (the base's own size)")
     preview.add_argument("--device", choices=["cuda", "mps", "cpu"], help="where to draw")
@@ -72,7 +72,7 @@ def _drawing(arguments: argparse.Namespace, prompt: str) -> Drawing:
             strip=_factors(arguments.strengths),
             seed=arguments.seed,
             steps=arguments.steps,
-            guidance=arguments.guidance or (4.0 if arguments.base == EMBEDDED else 7.0),
+            guidance=arguments.guidance or (3.5 if arguments.base == EMBEDDED else 7.0),
             width=arguments.width,
             height=arguments.height,
         )

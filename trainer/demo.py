@@ -23,7 +23,11 @@ from trainer.training.attempt import attempt
 
 DATASET = Path("samples/character")
 FOLDER = Path("demo")
-PROMPTS = ("{trigger} in a meadow", "{trigger} at night", "a red car in the city")
+PROMPTS = (
+    "pip the creature in a meadow",
+    "pip the creature in the forest",
+    "a red cat in a meadow",
+)
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
