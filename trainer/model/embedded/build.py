@@ -11,7 +11,7 @@ trains the UNet for another hour, as a run of its own that starts where the run 
 
 Wall time of the weights that ship, on two cores that other work took more than half of, two
 processes of one thread each: drawings 1 minute, VAE 17 (1,050 steps of 32 crops, then 800 smaller
-steps at a third of the rate), text encoder 3, UNet 61 (about 85,000 pictures in batches of 32, at
+steps at a third of the rate), text encoder 3, UNet 61 (about 95,000 pictures in batches of 32, at
 rate 1.4e-3, flat 0.45, from the first 24,000 scenes), decoder 15: an hour and a half. They were
 still getting better when the time was up: the defaults below ask for four hours.
 """
