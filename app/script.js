@@ -1,13 +1,5 @@
 /* Small things that the pages do without asking the server. */
 
-// Images of a few dozen pixels are enlarged with hard edges, so that one sees what they are.
-document.addEventListener("load", (event) => {
-  const image = event.target;
-  if (image.tagName === "IMG" && image.naturalWidth && image.naturalWidth <= 128) {
-    image.classList.add("tiny");
-  }
-}, true);
-
 // Captions save themselves: a pause in writing counts as leaving the box.
 let pause = 0;
 document.addEventListener("input", (event) => {

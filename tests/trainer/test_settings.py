@@ -44,7 +44,17 @@ def _values(leaf: Leaf) -> st.SearchStrategy[object]:
     return st.one_of(st.none(), values) if leaf.optional else values
 
 
-@given(st.fixed_dictionaries({}, optional={leaf.name: _values(leaf) for leaf in LEAVES}))
+def _consistent(values: dict[str, object]) -> bool:
+    """Whether the values agree with each other, each being valid by itself."""
+    lowest, highest = (values.get(f"training.{name}_timestep") for name in ("min", "max"))
+    return (lowest or 0) <= (999 if highest is None else highest)  # type: ignore[operator]
+
+
+@given(
+    st.fixed_dictionaries({}, optional={leaf.name: _values(leaf) for leaf in LEAVES}).filter(
+        _consistent
+    )
+)
 def test_every_valid_tree_survives_json(values: dict[str, object]) -> None:
     wanted = parse(nest(values))
     assert parse(json.loads(wanted.to_json())) == wanted
@@ -61,6 +71,11 @@ def test_text_from_a_form_or_flag_is_the_value_itself(data: st.DataObject) -> No
     expected = parse(nest({leaf.name: value}))
     # Blanks around a person's text are theirs; only the empty text means none.
     assert tree == expected
+
+
+def test_timesteps_out_of_order_are_refused() -> None:
+    with pytest.raises(SettingsError, match="training: min_timestep must not be above"):
+        parse(nest({"training.min_timestep": 500, "training.max_timestep": 400}))
 
 
 def test_every_setting_is_explained() -> None:
