@@ -86,6 +86,8 @@ def _register_train(commands: argparse._SubParsersAction[argparse.ArgumentParser
     train.add_argument("--settings", metavar="FILE", type=Path, help="JSON file of settings")
     train.add_argument("--preset", choices=PRESETS, metavar="NAME",
                        help=f"start from good settings: {', '.join(PRESETS)}")  # fmt: skip
+    train.add_argument("--from_adapter", metavar="FILE", type=Path,
+                       help="go on from this adapter; short for --adapter.start_from")  # fmt: skip
     add_settings(train, leaves(Settings))
     train.set_defaults(run=_train)
 
@@ -114,6 +116,8 @@ def _train(arguments: argparse.Namespace) -> None:
         values |= PRESETS[arguments.preset].values
     if arguments.settings:
         values |= flatten(load_tree(arguments.settings))
+    if arguments.from_adapter:
+        values["adapter.start_from"] = arguments.from_adapter
     wanted = parse(nest(values | given_settings(arguments)))
     scanned = check(wanted)
     run = Run(arguments.directory)

@@ -49,6 +49,7 @@ def main() -> int:
     print(f"Adapter          {run.adapter_file}")
     print(f"Strength sheet   {FOLDER / 'strengths.png'}")
     print(f"Held-out loss    {report['final']}")
+    print(f"Recommended      {report['recommended']['why']}")
     for part, taken in seconds.items():
         print(f"{part.capitalize():16} {taken:.0f} s")
     return 0

@@ -132,6 +132,7 @@ class Artifacts:
             save_png(image, path)
             files.append(self._relative(path))
         self.prepared.attachment.set({"new": 1.0})
+        self.prepared.model.release_vae()
         if files:
             event = events.Sampled(step=step, files=tuple(files), prompts=wanted.prompts)
             self.reporter.say(event)
@@ -145,8 +146,11 @@ class Artifacts:
         with self.prepared.as_used():
             self.reporter.when_there_is_room(lambda: self.save_adapter(self.run.adapter_file, step))
             self_test(self.prepared, self.run.adapter_file)
-        report = json.dumps(self._report(step), indent=2) + "\n"
-        write_atomically(self.run.report_file, report.encode())
+        report = self._report(step)
+        content = json.dumps(report, indent=2) + "\n"
+        write_atomically(self.run.report_file, content.encode())
+        if report["recommended"]["step"] != step:
+            self.reporter.notice(f"{report['recommended']['why']} Try that checkpoint too.")
         self.reporter.say(events.Finished(step=step, adapter=self._relative(self.run.adapter_file)))
 
     def save_adapter(self, path: Path, step: int) -> None:

@@ -68,12 +68,15 @@ class Loop:
         factor = optimizers.rate_factor(wanted.optimizer, step, self.steps)
         optimizers.set_rates(prepared.optimizer, factor * prepared.pace.rate)
         loss = self._gradients(step)
+        # Looked at before the gradients are: what is skipped must not touch fp16's loss scale.
+        if not torch.isfinite(loss):
+            self._skip(step)
+            return None
         norm = prepared.accelerator.clip_grad_norm_(
             list(prepared.factors.values()), wanted.optimizer.max_gradient_norm or float("inf")
         )
-        # In fp16 the gradients may overflow now and then: the loss scale is then lowered.
-        scaled = prepared.accelerator.scaler is not None
-        if not (torch.isfinite(loss) and (scaled or torch.isfinite(norm))):
+        # In fp16 gradients may overflow now and then: the scaler drops the step, and lowers itself.
+        if prepared.accelerator.scaler is None and not torch.isfinite(norm):
             self._skip(step)
             return None
         self._skipped_in_a_row = 0
