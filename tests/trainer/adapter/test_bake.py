@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.adapters import random_adapter
+from tests.images import apart
 from trainer.adapter.attach import attach
 from trainer.adapter.bake import bake
 from trainer.adapter.factors import LowRank
@@ -18,10 +17,6 @@ from trainer.preview.render import PartStrength, Picture, render
 from trainer.settings import Base
 
 PICTURE = Picture("a cat", seed=2, steps=3, guidance=4.0, width=64, height=64)
-
-
-def _apart(one: Image.Image, other: Image.Image) -> int:
-    return int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max())
 
 
 def test_baked_equals_live(small_base: Path, tmp_path: Path) -> None:
@@ -34,8 +29,8 @@ def test_baked_equals_live(small_base: Path, tmp_path: Path) -> None:
     assert report.gain == pytest.approx(1, abs=1e-5)
     baked = render(load(Base(model=str(tmp_path / "baked"), device="cpu")), PICTURE)[0]
     plain = render(model, PICTURE)[0]
-    assert _apart(live, baked) <= 1
-    assert _apart(plain, baked) > 5
+    assert apart(live, baked) <= 1
+    assert apart(plain, baked) > 5
     assert {file: file.read_bytes() for file in small_base.rglob("*") if file.is_file()} == before
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from tests.adapters import random_adapter
+from tests.images import apart, drawn_by
 from trainer.adapter.adapter import save
 from trainer.adapter.attach import attach, slots
 from trainer.adapter.header import Header
@@ -35,32 +35,13 @@ def model(tiny_base: Path) -> BaseModel:
 def pipeline(tiny_base: Path) -> Iterator[Any]:
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_base)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def _theirs(pipeline: Any, picture: Picture) -> Image.Image:
-    return pipeline(  # type: ignore[no-any-return]
-        picture.prompt,
-        negative_prompt=picture.negative_prompt,
-        num_inference_steps=picture.steps,
-        guidance_scale=picture.guidance,
-        width=picture.width,
-        height=picture.height,
-        generator=torch.Generator().manual_seed(picture.seed),
-    ).images[0]
-
-
-def _apart(one: Image.Image, other: Image.Image) -> int:
-    """The largest difference of any pixel, of 255."""
-    assert one.size == other.size
-    return int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max())
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_the_base_image_equals_diffusers(model: BaseModel, pipeline: Any, guidance: float) -> None:
     picture = Picture("a cat", "blurry", 3, 4, guidance, 64, 96)
-    assert _apart(render(model, picture)[0], _theirs(pipeline, picture)) <= 1
+    assert apart(render(model, picture)[0], drawn_by(pipeline, picture)) <= 1
 
 
 def test_our_file_in_diffusers_gives_our_image(
@@ -73,11 +54,11 @@ def test_our_file_in_diffusers_gives_our_image(
         ours = render(model, PICTURE, attachment, {"x": PartStrength()})[0]
     pipeline.load_lora_weights(tmp_path, weight_name=file.name)
     try:
-        theirs = _theirs(pipeline, PICTURE)
+        theirs = drawn_by(pipeline, PICTURE)
     finally:
         pipeline.unload_lora_weights()
-    assert _apart(ours, theirs) <= 1
-    assert _apart(ours, render(model, PICTURE)[0]) > 20  # and it is not the base's
+    assert apart(ours, theirs) <= 1
+    assert apart(ours, render(model, PICTURE)[0]) > 20  # and it is not the base's
 
 
 def test_a_strip_is_its_images_one_by_one(model: BaseModel) -> None:
@@ -87,11 +68,11 @@ def test_a_strip_is_its_images_one_by_one(model: BaseModel) -> None:
         together = render(model, PICTURE, attachment, strengths, strip)
         for factor, image in zip(strip, together, strict=True):
             alone = render(model, PICTURE, attachment, strengths, (factor,))[0]
-            assert _apart(image, alone) <= 1
+            assert apart(image, alone) <= 1
         zero = render(model, PICTURE, attachment, {"x": PartStrength(0.0, 0.0)})[0]
     base = render(model, PICTURE)[0]
-    assert _apart(zero, base) == 0
-    assert _apart(together[0], base) <= 1
+    assert apart(zero, base) == 0
+    assert apart(together[0], base) <= 1
 
 
 def test_rendering_leaves_the_global_random_state_alone(model: BaseModel) -> None:
@@ -128,9 +109,9 @@ def test_a_session_swaps_adapters_and_ends_at_the_base(tiny_base: Path, tmp_path
 
     base = draw()
     first = draw(Strength(file=files[0]))
-    assert _apart(base, first) > 5
+    assert apart(base, first) > 5
     both = draw(Strength(file=files[0]), Strength(file=files[1], unet=0.5, text_encoder=0.0))
-    assert _apart(first, both) > 5
-    assert _apart(draw(Strength(file=files[0])), first) == 0
-    assert _apart(draw(), base) == 0
+    assert apart(first, both) > 5
+    assert apart(draw(Strength(file=files[0])), first) == 0
+    assert apart(draw(), base) == 0
     assert list(slots(session.model.parts)) == untouched
