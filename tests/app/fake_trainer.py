@@ -80,7 +80,9 @@ def _attempt(run: Run, name: str, steps: int) -> int:
             return 0
         if step % EVERY_STEPS == 0 or run.take("sample"):
             _sample(run, step)
-        if step % EVERY_STEPS == 0 or run.take("save"):
+        # A run that waits to be asked to save leaves the request for that moment.
+        may_save = name != "waits" or step >= steps // 2
+        if step % EVERY_STEPS == 0 or (may_save and run.take("save")):
             _checkpoint(run, step)
             _validate(run, step)
         if name == "lasts" and step >= steps - 1:
