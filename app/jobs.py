@@ -104,8 +104,11 @@ class Jobs:
     def submit(self, id: str) -> None:
         """Queues a run, to be started or resumed when no other is being trained."""
         run = self.run(id)
-        if self.state(id) is State.FINISHED:
+        state = self.state(id)
+        if state is State.FINISHED:
             raise RunDirectoryError("This run is finished.", "Start a new one from its settings.")
+        if state.alive:
+            raise RunDirectoryError("This run is being trained already.", "Reload the page.")
         run.take("stop")  # left by a person who changed their mind before a trainer saw it
         self._stillborn.discard(id)
         self._catalogue.enqueue(Waiting(id, self._attempt(id)))

@@ -72,12 +72,18 @@ def _drawing(arguments: argparse.Namespace, prompt: str) -> Drawing:
             strip=_factors(arguments.strengths),
             seed=arguments.seed,
             steps=arguments.steps,
-            guidance=arguments.guidance or (3.5 if arguments.base == EMBEDDED else 7.0),
+            guidance=_guidance(arguments),
             width=arguments.width,
             height=arguments.height,
         )
     except ValidationError as error:
         raise SettingsError(problems_of(error, Drawing)) from None
+
+
+def _guidance(arguments: argparse.Namespace) -> float:
+    if arguments.guidance is not None:
+        return float(arguments.guidance)
+    return 3.5 if arguments.base == EMBEDDED else 7.0
 
 
 def _factors(text: str | None) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from trainer.errors import Problem, RunDirectoryError, SettingsError
 from trainer.fields import Leaf, flatten, from_text, leaves, nest
 from trainer.presets import PRESETS
-from trainer.run import Run
+from trainer.run import Run, State
 from trainer.settings import Settings, load_tree, parse
 
 
@@ -121,9 +121,21 @@ def _train(arguments: argparse.Namespace) -> None:
     wanted = parse(nest(values | given_settings(arguments)))
     scanned = check(wanted)
     run = Run(arguments.directory)
-    run.create(wanted)
+    run.create(with_absolute_paths(wanted))
     with Console(run) as console:
         attempt(run, console.hear, scanned)
+
+
+def with_absolute_paths(wanted: Settings) -> Settings:
+    """The settings with paths that mean the same from any folder."""
+    tree = flatten(wanted.model_dump())
+    paths = {leaf.name for leaf in leaves(Settings) if leaf.kind == "path"}
+    if Path(wanted.base.model).exists():
+        paths.add("base.model")
+    absolute = {name: Path(tree[name]).absolute() for name in paths if tree[name] is not None}
+    if "base.model" in absolute:
+        absolute["base.model"] = str(absolute["base.model"])  # type: ignore[assignment]
+    return parse(nest(tree | absolute))
 
 
 def _resume(arguments: argparse.Namespace) -> None:
@@ -145,14 +157,15 @@ def change_settings(run: Run, changes: dict[str, Any]) -> None:
         SettingsError: if a value is wrong or fewer steps are asked for than are done.
         RunDirectoryError: if a trainer has the run.
     """
-    before = run.settings()
-    after = parse(nest(flatten(before.model_dump()) | changes))
-    done = run.status().step
-    if after.training.steps < done:
-        raise SettingsError(
-            [Problem("training.steps", f"is {after.training.steps}, but {done} steps are done")]
-        )
+    after = parse(nest(flatten(run.settings().model_dump()) | changes))
     with run.lock():
+        status = run.status()
+        done = max(status.step, run.newest_checkpoint())
+        if after.training.steps < done:
+            problem = f"is {after.training.steps}, but {done} steps are done"
+            raise SettingsError([Problem("training.steps", problem)])
+        if status.state is State.FINISHED and after.training.steps == done:
+            raise RunDirectoryError(f"{run.path} is finished.", "Give it more --training.steps.")
         after.save(run.settings_file)
 
 

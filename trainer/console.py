@@ -19,6 +19,8 @@ class Console:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._bar: tqdm[None] | None = None
+        self._stage = ""
+        self._steps = 0
 
     def hear(self, event: events.Event) -> None:
         """Shows one event."""
@@ -28,17 +30,23 @@ class Console:
             case events.Ready():
                 share = event.trained_parameters / event.base_parameters
                 self._close()
+                self._steps = event.steps
                 self._say(
                     f"Training {event.trained_parameters:,} parameters ({share:.2%} of the base) "
                     f"on {event.images} images, {event.held_out} held out, on {event.device} in "
                     f"{event.precision}; the file will be about {event.file_bytes / 1e6:.1f} MB."
                 )
             case events.Step():
-                self._advance("Training", event.step, self._run.settings().training.steps)
+                self._advance("Training", event.step, self._steps)
                 if self._bar is not None:
                     self._bar.set_postfix_str(f"loss {event.loss:.4f}")
             case events.Validated():
                 self._say(f"Step {event.step}: {event.words}")
+            case events.Verdict():
+                self._say(f"Step {event.step}: {event.message}")
+            case events.Forecast():
+                memory = f", {event.peak_memory / 1e9:.1f} GB" if event.peak_memory else ""
+                self._say(f"About {event.total_seconds:.0f} s in all{memory}.")
             case events.Sampled():
                 self._say(f"Step {event.step}: samples in {self._run.path / event.files[0]}")
             case events.Notice():
@@ -70,8 +78,9 @@ class Console:
     def _advance(self, stage: str, done: int, total: int) -> None:
         if not sys.stderr.isatty():
             return
-        if self._bar is None or self._bar.desc != f"{stage}: ":
+        if self._bar is None or self._stage != stage:
             self._close()
+            self._stage = stage
             self._bar = tqdm(desc=stage, total=total, file=sys.stderr, dynamic_ncols=True)
         self._bar.n = done
         self._bar.refresh()

@@ -6,6 +6,7 @@ whole lines, except for the last one after a crash, which is ignored and closed 
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterable
@@ -209,7 +210,8 @@ def append(path: Path, event: Event) -> None:
             os.lseek(handle, size - 1, os.SEEK_SET)
             if os.read(handle, 1) != b"\n":
                 line = b"\n" + line
-        os.write(handle, line)
+        if os.write(handle, line) != len(line):  # the next writer closes the torn line
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
         if isinstance(event, Stopped | Finished | Failed):
             os.fsync(handle)
     finally:

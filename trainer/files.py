@@ -9,6 +9,10 @@ from pathlib import Path
 
 TEMPORARY_SUFFIX = ".partial"
 
+# Read once: asking means setting it, which other threads would notice.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes `content` to `path` so that a reader finds the old file or the new one, never a part.
@@ -33,7 +37,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         sync(temporary)
         # mkstemp makes files private; a finished file gets the mode any other new file would.
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -65,9 +69,3 @@ def sweep(folder: Path) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -195,6 +195,18 @@ class Run:
         """What has been asked and not yet taken."""
         return frozenset(name for name in REQUESTS if (self.path / "control" / name).exists())
 
+    def requested_at(self, wanted: Request) -> float | None:
+        """When something was asked for, in seconds since 1970; None if it was not."""
+        try:
+            return (self.path / "control" / wanted).stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def newest_checkpoint(self) -> int:
+        """The step of the newest checkpoint that a resumed run would go on from; 0 if none."""
+        names = (place.stem for place in self.checkpoints.glob("step-*.state"))
+        return max((int(name.removeprefix("step-")) for name in names), default=0)
+
     def take(self, wanted: Request) -> bool:
         """Removes a request and says whether there was one; only for the trainer."""
         try:

@@ -158,7 +158,7 @@ class PreviewPage:
             if entry.run is not None:
                 return self.workshop.jobs.run(entry.run).settings()
             return parse(_tree(entry.header.settings)) if entry.header.settings else None
-        except (SettingsError, ValueError):
+        except (SettingsError, ValueError, RecursionError):
             return None  # of a version that this program does not know
 
     @guarded

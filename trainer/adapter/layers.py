@@ -20,8 +20,9 @@ from torch import Tensor, nn
 class LoraLayer(nn.Module):
     """A base layer with low-rank adapters beside it.
 
-    `down` and `up` are fp32, whatever the precision of the base; they are cast to the activations'
-    dtype in use, never the activations to theirs. A `gate` of None switches the adapters off.
+    While they are trained, `down` and `up` are fp32, whatever the precision of the base; they are
+    cast to the activations' dtype in use, never the activations to theirs. A `gate` of None
+    switches the adapters off.
     """
 
     def __init__(self, base: nn.Module, down: Tensor, up: Tensor, gate: Tensor | None) -> None:

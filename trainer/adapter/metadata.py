@@ -235,7 +235,7 @@ def _public_settings(settings: str | None) -> str | None:
     removals: dict[str, dict[str, Any]] = {
         "dataset": {"folder": None},
         "samples": {"prompts": [], "negative_prompt": ""},
-        "base": {},
+        "adapter": {"start_from": None},
     }
     for section, values in removals.items():
         part = tree.get(section)

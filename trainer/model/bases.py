@@ -67,7 +67,11 @@ def resolve(reference: str) -> BaseReference:
         from trainer.model.embedded import WEIGHTS
 
         return FolderBase(WEIGHTS)
-    path = Path(reference).expanduser()
+    try:
+        path = Path(reference).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown ~user, a NUL
+        raise BaseModelError(f"{reference[:80]!r} cannot be a path or a hub id.") from None
     if path.suffix.lower() in _PICKLES:
         raise BaseModelError(
             f"{reference} is a pickled checkpoint, which can run any program when it is opened.",
@@ -104,7 +108,7 @@ def family_of(folder: Path) -> Family:
     Raises:
         BaseModelError: if a file is missing or broken, or the pipeline is of another kind.
     """
-    index = _read_json(folder / "model_index.json")
+    index = read_config(folder / "model_index.json")
     pipeline = str(index.get("_class_name", ""))
     if "text_encoder_2" in index and "XL" in pipeline:
         return Family.SDXL
@@ -113,11 +117,12 @@ def family_of(folder: Path) -> Family:
             f"{folder} holds a {pipeline or 'model of unknown kind'}, which is not supported.",
             "Give a Stable Diffusion 1.x, 2.x or SDXL base.",
         )
-    config = _read_json(folder / "text_encoder" / "config.json")
+    config = read_config(folder / "text_encoder" / "config.json")
     return Family.SD2 if config.get("hidden_act") == "gelu" else Family.SD1
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """A configuration file of a base. Raises BaseModelError if it is missing or broken."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

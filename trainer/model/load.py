@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,15 @@ from typing import Any
 import torch
 
 from trainer.errors import BaseModelError, OutOfMemory, UserError
-from trainer.model.bases import Family, FileBase, FolderBase, HubBase, family_of, resolve
+from trainer.model.bases import (
+    Family,
+    FileBase,
+    FolderBase,
+    HubBase,
+    family_of,
+    read_config,
+    resolve,
+)
 from trainer.model.sdxl import StableDiffusionXL
 from trainer.model.stable_diffusion import BaseModel, PredictionType, StableDiffusion
 from trainer.settings import Base, Precision
@@ -23,6 +30,8 @@ _DTYPES: dict[Precision, torch.dtype] = {
 # What a base is made of; nothing else is downloaded, least of all a pickle.
 _WANTED = ["*.json", "*.txt", "*/*.json", "*/*.txt", "unet/*.safetensors", "vae/*.safetensors",
            "text_encoder/*.safetensors", "text_encoder_2/*.safetensors"]  # fmt: skip
+# The same weights again, in another precision or before averaging.
+_VARIANTS = ["*.fp16.*", "*non_ema*"]
 _PARTS = {
     "unet": "UNet2DConditionModel",
     "vae": "AutoencoderKL",
@@ -63,7 +72,11 @@ def choose_dtype(wanted: Precision | None, device: torch.device) -> torch.dtype:
     """
     if wanted is None:
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            return (
+                torch.bfloat16
+                if torch.cuda.is_bf16_supported(including_emulation=False)
+                else torch.float16
+            )
         return torch.float32
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("base.precision fp16 needs a GPU.", "Use fp32 or bf16 on a CPU.")
@@ -119,7 +132,7 @@ def _download(id: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(id, allow_patterns=_WANTED))
+        return Path(snapshot_download(id, allow_patterns=_WANTED, ignore_patterns=_VARIANTS))
     except RepositoryNotFoundError:
         raise BaseModelError(
             f"There is no base {id!r} on the hub, nor a folder of that name.",
@@ -181,7 +194,7 @@ def _assemble(
 ) -> StableDiffusion:
     from diffusers import DDPMScheduler
 
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    config = read_config(folder / "scheduler" / "scheduler_config.json")
     prediction_type: PredictionType = base.prediction_type or config.get(
         "prediction_type", "epsilon"
     )

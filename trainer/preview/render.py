@@ -81,7 +81,8 @@ def render(
         prediction = _predict(model, scheduler, latents, timestep, conditioning, picture.guidance)
         latents = scheduler.step(prediction, timestep, latents).prev_sample
         on_step(done, len(scheduler.timesteps))
-    return [to_image(pixels) for pixels in model.decode_latents(latents)]
+    # One by one: decoding takes far more memory than denoising.
+    return [to_image(model.decode_latents(one[None])[0]) for one in latents]
 
 
 def initial_noise(model: BaseModel, picture: Picture) -> Tensor:
@@ -130,4 +131,5 @@ def _set_strengths(
 def _scheduler(model: BaseModel) -> Any:
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler.from_config(dict(model.scheduler_config))
+    # Clipping is for models of pixels; configurations written for other schedulers leave it out.
+    return DDIMScheduler.from_config({"clip_sample": False, **model.scheduler_config})

@@ -6,6 +6,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ class Artifacts:
             image = render(self.prepared.model, picture, self.prepared.attachment, strength)[0]
             path = self.run.samples / f"step-{step:06d}" / f"{index:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_png(image, path)
+            self.reporter.when_there_is_room(partial(save_png, image, path))
             files.append(self._relative(path))
         self.prepared.attachment.set({"new": 1.0})
         self.prepared.model.release_vae()
@@ -148,7 +149,9 @@ class Artifacts:
             self_test(self.prepared, self.run.adapter_file)
         report = self._report(step)
         content = json.dumps(report, indent=2) + "\n"
-        write_atomically(self.run.report_file, content.encode())
+        self.reporter.when_there_is_room(
+            lambda: write_atomically(self.run.report_file, content.encode())
+        )
         if report["recommended"]["step"] != step:
             self.reporter.notice(f"{report['recommended']['why']} Try that checkpoint too.")
         self.reporter.say(events.Finished(step=step, adapter=self._relative(self.run.adapter_file)))

@@ -24,6 +24,9 @@ from trainer.settings import Settings
 
 log = logging.getLogger("atelier")
 
+# A request older than this process was meant for another one.
+_IMPORTED = time.time()
+
 Listener = Callable[[events.Event], None]
 
 
@@ -54,11 +57,15 @@ def attempt(run: Run, listen: Listener = lambda event: None, scanned: Scan | Non
     """
     wanted = run.settings()
     with run.lock(), _log_to(run), _signals_as_requests(run):
-        if run.status().state is State.FINISHED:
+        before = run.status()
+        if before.state is State.FINISHED and before.step >= wanted.training.steps:
             raise RunDirectoryError(f"{run.path} is finished.", "Its adapter is in it.")
         attempts = sum(isinstance(event, events.Started) for event in run.read_events()[0])
-        run.take("stop")  # left over from a trainer that ended before it saw it
-        started = events.Started(attempt=attempts + 1, pid=os.getpid())
+        if (asked := run.requested_at("stop")) is not None and asked < _IMPORTED:
+            run.take("stop")  # left over from a trainer that ended before it saw it
+        started = events.Started(
+            attempt=attempts + 1, pid=os.getpid(), from_step=run.newest_checkpoint()
+        )
         run.append(started)
         listen(started)
         sweep(run.path)
@@ -81,8 +88,8 @@ def _train(run: Run, wanted: Settings, scanned: Scan, listen: Listener) -> State
     reporter = Reporter(run, wanted.training.steps, listen)
     for notice in scanned.notices:
         reporter.notice(notice)
-    prepared = prepare(wanted, scanned, reporter.preparing)
     saved = checkpoint.newest(run.checkpoints)
+    prepared = prepare(wanted, scanned, reporter.preparing, fresh=saved is None)
     start = go_on_from(prepared, saved) if saved else 0
     if saved and (differences := checkpoint.differences(saved)):
         reporter.notice(f"Resuming may not be exact to the bit: {differences}.")

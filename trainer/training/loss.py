@@ -54,16 +54,18 @@ def weight(
     since both measure the error of x₀. `uniform` counts the error of whatever is predicted.
     """
     snr = signal_to_noise(alpha_bar)
+    # What the error of x₀ counts. Divided by SNR or SNR + 1 last, so that a timestep without any
+    # signal, as in zero-terminal-SNR bases, has a finite weight where it has one.
     match weighting:
         case "uniform":
             return torch.ones_like(snr)
         case "min_snr":
-            weights = torch.clamp(snr, max=gamma) / snr
+            weights = snr.clamp(max=gamma)
         case "debiased":
-            weights = snr.rsqrt()
+            weights = snr.sqrt()
         case "p2":
-            weights = torch.pow(1 + snr, -_P2_GAMMA)
-    return weights if prediction_type == "epsilon" else weights * snr / (snr + 1)
+            weights = snr * torch.pow(1 + snr, -_P2_GAMMA)
+    return weights / (snr if prediction_type == "epsilon" else snr + 1)
 
 
 def error(prediction: Tensor, wanted: Tensor, huber_delta: float | None = None) -> Tensor:

@@ -107,8 +107,10 @@ class Prepared:
         )
 
 
-def prepare(wanted: Settings, scanned: Scan, progress: Progress) -> Prepared:
-    """Loads the base, caches latents, attaches a new adapter and builds its optimizer.
+def prepare(wanted: Settings, scanned: Scan, progress: Progress, fresh: bool) -> Prepared:
+    """Loads the base, encodes the images, attaches an adapter and builds its optimizer.
+
+    A run that is not `fresh` has a checkpoint, so it needs no adapter to start from.
 
     Raises:
         BaseModelError, UserError, OutOfMemory: see `model.load` and `adapter.attach`.
@@ -121,15 +123,16 @@ def prepare(wanted: Settings, scanned: Scan, progress: Progress) -> Prepared:
     parts = {"unet": model.unet}
     if wanted.adapter.text_encoder:
         parts |= model.text_encoders
-    attachment = _attach(parts, wanted, model)
+    attachment = _attach(parts, wanted, model, fresh)
     named, decay = factors.named(attachment.layers), wanted.adapter.ema_decay
     seed, timesteps = wanted.training.seed, wanted.validation.timesteps
+    at_once = wanted.training.batch_size
     prepared = Prepared(
         model=model,
         attachment=attachment,
         batches=Batches(kept, wanted),
-        training=Probe("training", kept, timesteps, seed),
-        held_out=Probe("held-out", held_out, timesteps, seed) if held_out else None,
+        training=Probe("training", kept, timesteps, seed, at_once),
+        held_out=Probe("held-out", held_out, timesteps, seed, at_once) if held_out else None,
         optimizer=accelerator.prepare(optimizers.build(wanted.optimizer, attachment)),
         accelerator=accelerator,
         average=factors.Average(named, decay) if decay is not None else None,
@@ -146,7 +149,10 @@ def prepare(wanted: Settings, scanned: Scan, progress: Progress) -> Prepared:
 def go_on_from(prepared: Prepared, saved: Checkpoint) -> int:
     """Puts a checkpoint in place; returns the number of steps done."""
     factors.put(prepared.factors, saved.factors)
+    peaks = [group["peak"] for group in prepared.optimizer.param_groups]
     prepared.optimizer.load_state_dict(dict(saved.optimizer))
+    for group, peak in zip(prepared.optimizer.param_groups, peaks, strict=True):
+        group["peak"] = peak  # a resumed run may have been given another rate
     if prepared.average is not None and saved.average:
         prepared.average.tensors.update(
             {name: value.to(prepared.model.device) for name, value in saved.average.items()}
@@ -165,12 +171,12 @@ def extra_of(prepared: Prepared) -> dict[str, Any]:
     return {"pace": vars(prepared.pace), "scaler": scaler.state_dict() if scaler else None}
 
 
-def _attach(parts: Parts, wanted: Settings, model: BaseModel) -> Attachment:
+def _attach(parts: Parts, wanted: Settings, model: BaseModel, fresh: bool) -> Attachment:
     """A new adapter, or the one to start from."""
     adapter = wanted.adapter
     draws = generator(wanted.training.seed, "factors")
     attachment = attach_new(parts, adapter.targets, adapter.rank, adapter.alpha, draws)
-    if adapter.start_from is None:
+    if adapter.start_from is None or not fresh:
         return attachment
     given = fitted(
         load_for(model.family, model.folder, adapter.start_from),

@@ -1,7 +1,6 @@
 """What a trainer says while it works: events in the run directory, and lines in the log.
 
-Losses stay on the device until an event is due, a few times a second, so that a GPU never waits to
-be read.
+Losses stay on the device until an event is due, a few times a second.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from trainer.data.latents import Encoded
-from trainer.model.stable_diffusion import BaseModel
+from trainer.model.stable_diffusion import BaseModel, Conditioning
 from trainer.randomness import generator
 from trainer.training import loss as losses
 
@@ -22,12 +23,14 @@ MOST_IMAGES = 16
 
 @dataclass(frozen=True)
 class Probe:
-    """A fixed set of images to measure on; `purpose` names the stream of their noise."""
+    """A fixed set of images to measure on. `purpose` names the stream of their noise; `at_once`
+    is how many noise levels are done in one pass, as many as a training batch has images."""
 
     purpose: str
     images: Sequence[Encoded]
     timesteps: int
     seed: int
+    at_once: int
 
 
 @torch.no_grad()
@@ -46,14 +49,21 @@ def measure(model: BaseModel, probe: Probe) -> float:
             (probe.timesteps, *image.latents.shape),
             generator=generator(probe.seed, probe.purpose, index),
         )
-        alpha_bar = model.alphas_cumprod[timesteps.to(model.device)]
-        latents = image.latents.to(model.device).expand_as(noise)
-        noise = noise.to(model.device)
-        prediction = model.predict(
-            losses.add_noise(latents, noise, alpha_bar),
-            timesteps.to(model.device),
-            model.encode_prompts([image.caption]).repeat(probe.timesteps),
-        )
-        wanted = losses.target(latents, noise, alpha_bar, model.prediction_type)
-        errors.append(losses.error(prediction, wanted).mean())
-    return float(torch.stack(errors).mean())
+        conditioning = model.encode_prompts([image.caption])
+        for first in range(0, probe.timesteps, probe.at_once):
+            part = slice(first, first + probe.at_once)
+            errors.append(_errors(model, image.latents, noise[part], timesteps[part], conditioning))
+    return float(torch.cat(errors).mean())
+
+
+def _errors(
+    model: BaseModel, latents: Tensor, noise: Tensor, timesteps: Tensor, conditioning: Conditioning
+) -> Tensor:
+    """The error of one image [C, h, w] at each timestep [T], with noise [T, C, h, w]."""
+    noise, timesteps = noise.to(model.device), timesteps.to(model.device)
+    latents = latents.to(model.device).expand_as(noise)
+    alpha_bar = model.alphas_cumprod[timesteps]
+    noisy = losses.add_noise(latents, noise, alpha_bar)
+    prediction = model.predict(noisy, timesteps, conditioning.repeat(len(timesteps)))
+    wanted = losses.target(latents, noise, alpha_bar, model.prediction_type)
+    return losses.error(prediction, wanted)

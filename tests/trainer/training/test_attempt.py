@@ -347,3 +347,39 @@ def test_a_file_that_differs_from_the_model_is_caught(
     monkeypatch.setattr(artifacts, "save_adapter", save)
     with pytest.raises(RunFailed, match="read back, differs"):
         attempt(new_run())
+
+
+def test_resuming_may_change_the_rate_and_extend_the_steps(new_run: NewRun) -> None:
+    from trainer.cli_train import change_settings
+
+    run = new_run(optimizer__schedule="constant", optimizer__warmup=0.0)
+    attempt(run)
+    with pytest.raises(RunDirectoryError, match="is finished"):
+        change_settings(run, {"output.name": "other"})
+    change_settings(run, {"training.steps": "8", "optimizer.learning_rate": "0.5"})
+    assert attempt(run) is State.FINISHED
+    started, last = _of(run, events.Started)[-1], _of(run, events.Step)[-1]
+    assert (started.from_step, last.step, last.learning_rate) == (6, 8, 0.5)
+
+
+def test_a_request_from_before_the_process_is_dropped_and_a_new_one_is_not(
+    new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.training import attempt as module
+
+    run = new_run()
+    run.request("stop")  # pressed while the trainer was starting
+    assert attempt(run) is State.STOPPED
+    run.request("stop")
+    monkeypatch.setattr(module, "_IMPORTED", float("inf"))  # asked of a trainer that is gone
+    assert attempt(run) is State.FINISHED
+
+
+def test_a_run_needs_its_starting_adapter_only_once(new_run: NewRun) -> None:
+    first = new_run("first")
+    attempt(first)
+    second = new_run("second", adapter__start_from=first.adapter_file)
+    second.request("stop")
+    assert attempt(second) is State.STOPPED
+    first.adapter_file.unlink()
+    assert attempt(second) is State.FINISHED

@@ -138,3 +138,10 @@ def test_low_discrepancy_fills_the_range_evenly_across_steps() -> None:
     steps = [loss.timesteps("low_discrepancy", 2, 0, 999, 2 * k, draws) for k in range(50)]
     counts = torch.histc(torch.cat(steps).float(), bins=10, min=0, max=1000)
     assert counts.min() >= 9 and counts.max() <= 11  # of 10 expected
+
+
+def test_a_timestep_without_signal_has_a_finite_weight_for_velocity() -> None:
+    # Zero-terminal-SNR bases (Lin et al., 2023, arXiv:2305.08891) train on ᾱ = 0.
+    for weighting in WEIGHTINGS:
+        weights = loss.weight(weighting, torch.tensor([0.0]), "v_prediction", 5.0)
+        assert torch.isfinite(weights).all()
