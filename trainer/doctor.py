@@ -9,7 +9,12 @@ import sys
 from pathlib import Path
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "gradio")
-_OPTIONAL = {"peft": "pip install 'lora-atelier[bench]', for the benches"}
+_OPTIONAL = {
+    "bitsandbytes": "pip install bitsandbytes, for the 8-bit optimizer",
+    "prodigyopt": "pip install prodigyopt, for Prodigy",
+    "lion-pytorch": "pip install lion-pytorch, for Lion",
+    "schedulefree": "pip install schedulefree, for schedule-free AdamW",
+}
 _LEAST_FREE_GB = 5.0
 
 
