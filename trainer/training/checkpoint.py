@@ -30,6 +30,7 @@ from trainer.files import TEMPORARY_SUFFIX, sync
 
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
+_PLACE = "$tensor"
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ def save(
     `save_adapter(path)` writes the adapter, atomically. Raises OSError if there is no room.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    moments, scalars = _split(optimizer.state_dict())
+    moments: dict[str, Tensor] = {}
+    scalars = _split(optimizer.state_dict(), moments)
     tensors = {f"factor/{name}": value for name, value in factors.items()}
-    tensors |= {f"optimizer/{name}": value for name, value in moments.items()}
+    tensors |= {f"optimizer{path}": value for path, value in moments.items()}
     tensors |= {f"average/{name}": value for name, value in average.items()}
     place = folder / f"step-{step:06d}.state"
     temporary = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=TEMPORARY_SUFFIX, dir=folder))
@@ -136,43 +138,36 @@ def _read(place: Path) -> Checkpoint | None:
     except (OSError, ValueError, KeyError, SafetensorError):
         return None  # not whole: an older checkpoint is the newest one
     factors = _with_prefix(tensors, "factor/")
-    optimizer = _join(_with_prefix(tensors, "optimizer/"), state["optimizer"])
+    optimizer = _join(state["optimizer"], _with_prefix(tensors, "optimizer"))
+    optimizer["state"] = {int(index): values for index, values in optimizer["state"].items()}
     average = _with_prefix(tensors, "average/")
     return Checkpoint(
         state["step"], factors, optimizer, average, state["extra"], state["environment"]
     )
 
 
-def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by `index/name`, and the rest as JSON."""
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    groups = [dict(group) for group in state["param_groups"]]
-    for number, group in enumerate(groups):  # some optimizers keep tensors here too
-        for name in [name for name, value in group.items() if isinstance(value, Tensor)]:
-            tensors[f"group/{number}/{name}"] = group.pop(name)
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}/{name}"] = value
-            else:
-                scalars.setdefault(str(index), {})[name] = value
-    return tensors, {"state": scalars, "param_groups": groups}
+def _split(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """A nested state as plain JSON, its tensors moved to `tensors` under the paths that stand in
+    their places."""
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return {_PLACE: path}
+    if isinstance(value, Mapping):
+        return {str(key): _split(item, tensors, f"{path}/{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_split(item, tensors, f"{path}/{index}") for index, item in enumerate(value)]
+    return value
 
 
-def _join(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {}
-    for index, values in scalars["state"].items():
-        state.setdefault(int(index), {}).update(values)
-    groups = [dict(group) for group in scalars["param_groups"]]
-    for key, value in tensors.items():
-        index, _, name = key.partition("/")
-        if index == "group":
-            number, _, name = name.partition("/")
-            groups[int(number)][name] = value
-            continue
-        state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": groups}
+def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The reverse of `_split`; keys have become text, tuples lists."""
+    if isinstance(value, Mapping):
+        if _PLACE in value:
+            return tensors[value[_PLACE]]
+        return {key: _join(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_join(item, tensors) for item in value]
+    return value
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -184,4 +179,5 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 
 
 def _plain(value: Tensor) -> Tensor:
-    return value.detach().cpu().contiguous()
+    # Cloned, since some optimizers share a tensor between layers and a file may not.
+    return value.detach().cpu().contiguous().clone()

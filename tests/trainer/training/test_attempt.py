@@ -185,6 +185,7 @@ def test_check_finds_what_is_wrong_without_writing(tmp_path: Path) -> None:
     [
         {"optimizer__name": "schedule_free", "adapter__ema_decay": 0.9},
         {"optimizer__name": "prodigy", "optimizer__learning_rate": 1.0},
+        {"optimizer__name": "adamw8bit"},
         {"optimizer__name": "adafactor", "adapter__max_norm": 0.2},
         {"optimizer__name": "lion", "optimizer__lora_plus_ratio": 4, "loss__multires_noise": 0.3,
          "loss__input_perturbation": 0.1, "training__timesteps": "logit_normal"},
