@@ -18,7 +18,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("trainer.errors", "trainer.threads"),
     ("trainer.files", "trainer.fields", "trainer.events", "trainer.model.embedded"),
     ("trainer.model.bases", "trainer.randomness"),
-    ("trainer.settings", "trainer.presets", "trainer.run"),
+    ("trainer.settings", "trainer.presets", "trainer.run", "trainer.precision"),
     ("trainer.data", "trainer.adapter", "trainer.model", "trainer.preview"),
     ("trainer.training",),
     ("trainer.cli", "trainer.console", "trainer.demo", "trainer.doctor"),

@@ -7,7 +7,6 @@ the commands that need it, so that `--help` and a mistyped flag answer at once.
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import NoReturn
 
 from trainer import cli_adapters, cli_preview, cli_train
 from trainer.errors import AtelierError, SettingsError
+from trainer.fields import nearest
 from trainer.threads import wait_without_spinning
 
 Register = Callable[["argparse._SubParsersAction[argparse.ArgumentParser]"], None]
@@ -79,17 +79,10 @@ def _refuse_unknown(
 ) -> int:
     first = next((argument for argument in unknown if argument.startswith("-")), unknown[0])
     name = first.split("=")[0].lstrip("-")
-    known = getattr(chosen, "flags", ())
-    nearest = difflib.get_close_matches(name, known, n=1) or _by_last_part(name, known)
-    hint = f"; did you mean --{nearest[0]}?" if nearest else "; see --help"
+    meant = nearest(name, list(getattr(chosen, "flags", ())))
+    hint = f"; did you mean --{meant}?" if meant else "; see --help"
     print(f"atelier: there is no {first.split('=')[0]}{hint}", file=sys.stderr)
     return 2
-
-
-def _by_last_part(name: str, known: Sequence[str]) -> list[str]:
-    last_parts = {flag.rpartition(".")[2]: flag for flag in known}
-    match = difflib.get_close_matches(name.rpartition(".")[2], last_parts, n=1)
-    return [last_parts[match[0]]] if match else []
 
 
 def _canonical(argument: str) -> str:

@@ -173,20 +173,18 @@ def run_resize(args: argparse.Namespace) -> None:
 
 def run_fuse(args: argparse.Namespace) -> None:
     """Writes a base with adapters in its weights, and says what rounding left of them."""
-    import torch
-
     from trainer.adapter.bake import bake
     from trainer.adapter.compose import combine
     from trainer.model.bases import family_of
     from trainer.model.load import locate
+    from trainer.precision import DTYPES
     from trainer.preview.session import load_for
 
     base = locate(args.base)
     family = family_of(base)
     weighted = [parse_weighted(text) for text in args.adapter]
     adapter = combine([(load_for(family, base, file), weight) for file, weight in weighted])
-    formats = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    report = bake(base, adapter, args.output, formats.get(args.precision))
+    report = bake(base, adapter, args.output, DTYPES.get(args.precision))
     print(report.to_words())
     print(args.output)
 
@@ -300,20 +298,18 @@ def _composed_header(
 def _save(adapter: Adapter, args: argparse.Namespace, header: Header) -> None:
     from dataclasses import replace
 
-    import torch
-
     from trainer.adapter.adapter import save
+    from trainer.precision import DTYPES
 
     if args.output.suffix != _SUFFIX:
         raise UserError(f"{args.output} must end in {_SUFFIX}.")
-    precisions = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     family = Family(args.family) if args.family else header.family
     try:
         save(
             adapter,
             args.output,
             replace(header, family=family),
-            precision=precisions[args.precision],
+            precision=DTYPES[args.precision],
             form=getattr(args, "to", "kohya"),
         )
     except OSError as error:

@@ -17,7 +17,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from trainer.adapter.recognise import family_in_metadata
-from trainer.model.bases import Family
+from trainer.model.bases import EMBEDDED, HUB_ID, Family
 
 FORMAT_VERSION = 1
 
@@ -39,7 +39,6 @@ _ARCHITECTURES = {
 _ORIGINAL, _DIFFUSERS = "https://github.com/Stability-AI/generative-models", "diffusers"
 _DEFAULT_RESOLUTION = {Family.SD1: 512, Family.SD2: 768, Family.SDXL: 1024}
 _MOST_TAGS = 5000
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|embedded")
 
 Tags = Mapping[str, Mapping[str, int]]
 
@@ -224,7 +223,9 @@ def _written() -> frozenset[str]:
 
 
 def _public_base(base: str | None) -> str | None:
-    return base if base is None or _HUB_ID.fullmatch(base) else PurePath(base).name
+    if base is None or base == EMBEDDED or HUB_ID.fullmatch(base):
+        return base
+    return PurePath(base).name
 
 
 def _public_settings(settings: str | None) -> str | None:

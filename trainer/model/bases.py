@@ -16,7 +16,7 @@ from typing import Any
 from trainer.errors import BaseModelError
 
 EMBEDDED = "embedded"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
@@ -91,7 +91,7 @@ def resolve(reference: str) -> BaseReference:
                 "Give a diffusers folder, a .safetensors checkpoint, a hub id or `embedded`.",
             )
         return FileBase(path)
-    if _HUB_ID.fullmatch(reference):
+    if HUB_ID.fullmatch(reference):
         return HubBase(reference)
     raise BaseModelError(
         f"There is no base {reference!r}: no such folder or file, and not a hub id (owner/name).",

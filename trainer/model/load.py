@@ -20,13 +20,9 @@ from trainer.model.bases import (
 )
 from trainer.model.sdxl import StableDiffusionXL
 from trainer.model.stable_diffusion import BaseModel, PredictionType, StableDiffusion
+from trainer.precision import DTYPES
 from trainer.settings import Base, Precision
 
-_DTYPES: dict[Precision, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 # What a base is made of; nothing else is downloaded, least of all a pickle.
 _WANTED = ["*.json", "*.txt", "*/*.json", "*/*.txt", "unet/*.safetensors", "vae/*.safetensors",
            "text_encoder/*.safetensors", "text_encoder_2/*.safetensors"]  # fmt: skip
@@ -80,7 +76,7 @@ def choose_dtype(wanted: Precision | None, device: torch.device) -> torch.dtype:
         return torch.float32
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("base.precision fp16 needs a GPU.", "Use fp32 or bf16 on a CPU.")
-    return _DTYPES[wanted]
+    return DTYPES[wanted]
 
 
 def load(base: Base) -> BaseModel:

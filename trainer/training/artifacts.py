@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from trainer import events
 from trainer.adapter.adapter import save as save_adapter
 from trainer.adapter.attach import read_back
 from trainer.adapter.header import Header
 from trainer.files import write_atomically
+from trainer.precision import DTYPES
 from trainer.preview.grid import save_png
 from trainer.preview.render import PartStrength, Picture, render
 from trainer.run import Run
@@ -27,8 +26,6 @@ from trainer.training.reporter import Reporter
 from trainer.training.self_test import self_test
 
 log = logging.getLogger("atelier")
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -163,7 +160,7 @@ class Artifacts:
             read_back(self.prepared.attachment, wanted.adapter.alpha),
             path,
             header.without_private_parts() if wanted.output.private else header,
-            precision=_DTYPES[wanted.output.precision],
+            precision=DTYPES[wanted.output.precision],
         )
 
     def _header(self, step: int) -> Header:
