@@ -67,13 +67,22 @@ def assign(width: int, height: int, sizes: Sequence[Size]) -> Size:
     )
 
 
-def crop_box(width: int, height: int, size: Size, across: float = 0.5, down: float = 0.5) -> Box:
-    """The largest part of a width x height image that has the shape of `size`.
+def crop_box(
+    width: int,
+    height: int,
+    size: Size,
+    across: float = 0.5,
+    down: float = 0.5,
+    zoom: float = 1.0,
+) -> Box:
+    """The largest part of a width x height image that has the shape of `size`, or `zoom` (above 0,
+    up to 1) of its sides.
 
     Scaled to `size`, it fills it exactly. `across` and `down`, from 0 (left, top) to 1 (right,
     bottom), say where it lies; the default is the centre.
     """
-    scale = min(width / size.width, height / size.height)  # image pixels per pixel of the size
+    # Image pixels per pixel of the size.
+    scale = min(width / size.width, height / size.height) * zoom
     spare_width = max(0.0, width - size.width * scale)
     spare_height = max(0.0, height - size.height * scale)
     left, top = spare_width * across, spare_height * down

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,23 @@ def read_caption(path: Path, name: str | None = None) -> Caption:
             f"{called} is not a text: {error}.", "Save it as UTF-8 text or remove it."
         ) from None
     return Caption(text.strip(), encoding)
+
+
+def as_words(text: str) -> re.Pattern[str]:
+    """What finds a text as words of their own, in capitals or not: `man` is not in `a woman`."""
+    return re.compile(rf"(?<!\w){re.escape(text)}(?!\w)", re.IGNORECASE)
+
+
+def has_trigger(caption: str, trigger: str) -> bool:
+    """Whether a caption has the trigger in it."""
+    return as_words(trigger).search(caption) is not None
+
+
+def with_trigger(caption: str, trigger: str | None) -> str:
+    """The caption with the trigger in front, unless it has it."""
+    if trigger is None or has_trigger(caption, trigger):
+        return caption
+    return f"{trigger}, {caption}" if caption else trigger
 
 
 def decode(content: bytes) -> tuple[str, str]:

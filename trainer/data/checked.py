@@ -6,18 +6,27 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from trainer.data.images import Measured, measure
+from trainer.data.images import Measured, digest, measure
 from trainer.files import write_atomically
 
 Stamp = tuple[int, int, int]
 """Of a file: bytes, and when it and its entry were changed last. An edit changes at least one."""
 
-_Table = dict[str, tuple[Stamp, Measured]]  # by path inside the folder
+
+@dataclass(frozen=True)
+class Known:
+    """What was found in an image, and the SHA-256 of its file, in hex."""
+
+    measured: Measured
+    digest: str
+
+
+_Table = dict[str, tuple[Stamp, Known]]  # by path, inside the folder or absolute
 _TABLE: TypeAdapter[_Table] = TypeAdapter(_Table)
 
 
@@ -39,14 +48,19 @@ class Checked:
             with contextlib.suppress(OSError, ValueError):
                 self._known = _TABLE.validate_python(json.loads(self._file.read_bytes()))
 
-    def measure(self, path: Path) -> Measured:
-        """What `images.measure` returns, without decoding if the file is as it was."""
+    def measure(self, path: Path) -> Known:
+        """What `images.measure` returns and the hash, without reading the file if it is as it was.
+
+        Raises:
+            DatasetError: if it cannot be read.
+        """
         if self._file is None:
-            return measure(path)
+            return _look(path)
         before = _stamp(path)
-        name = str(path.relative_to(self._folder))
+        inside = path.is_relative_to(self._folder)
+        name = str(path.relative_to(self._folder) if inside else path.absolute())
         known = self._known.get(name)
-        found = known[1] if known and known[0] == before else measure(path)
+        found = known[1] if known and known[0] == before else _look(path)
         if before is not None:
             self._found[name] = before, found
         return found
@@ -59,6 +73,11 @@ class Checked:
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._file, json.dumps(rows).encode())
+
+
+def _look(path: Path) -> Known:
+    measured = measure(path)
+    return Known(measured, digest(path).hex())
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.data import captions, images, sidecars
 from trainer.data.captions import read_caption
-from trainer.data.checked import Checked
+from trainer.data.checked import Checked, Known
 from trainer.data.names import listed, shown
 from trainer.data.pool import in_order
 from trainer.errors import DatasetError
@@ -41,6 +41,9 @@ class Example:
     repeats: int = 1
     mask: Path | None = None
     label: str = ""
+    digest: str = ""
+    """SHA-256 of the image file, in hex."""
+    mask_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,57 +82,99 @@ class Listing:
     remarks: tuple[str, ...] = ()
 
 
-def scan(folder: Path, cache: Path | None = None) -> Scan:
+def scan(
+    folder: Path,
+    cache: Path | None = None,
+    masks: Path | None = None,
+    others: Path | None = None,
+    caption: str = "",
+) -> Scan:
     """All examples in `folder`, each image decoded once to be certain that it can be.
 
-    In the folder `cache`, if one is given, is kept which images need not be decoded again.
+    In the folder `cache`, if one is given, is kept which images need not be decoded again. `masks`
+    and `others` are as in `list_folder`; images without a caption get `caption`.
 
     Raises:
         DatasetError: if the folder is missing or holds no image, or naming the images, masks and
             captions that cannot be read.
     """
-    listing = list_folder(folder)
+    listing = list_folder(folder, masks, others)
     problems = list(listing.problems)
     examples: list[Example] = []
-    animated: list[Path] = []
+    several: list[Path] = []
     checked = Checked(folder, cache)
     results = in_order(lambda entry: _measure(entry, checked), listing.entries)
     for entry, result in zip(listing.entries, results, strict=True):
         if isinstance(result, DatasetError):
             problems.append(result)
             continue
-        if result.animated:
-            animated.append(entry.image)
+        found, mask = result
+        if found.measured.several:
+            several.append(entry.image)
         examples.append(
             Example(
                 image=entry.image,
-                caption=entry.caption,
-                width=result.width,
-                height=result.height,
+                caption=entry.caption or caption,
+                width=found.measured.width,
+                height=found.measured.height,
                 repeats=entry.repeats,
                 mask=entry.mask,
                 label=entry.label,
+                digest=found.digest,
+                mask_digest="" if mask is None else mask.digest,
             )
         )
     checked.save()
     if problems:
         raise _together(problems)
     notices = list(listing.notices)
-    if animated:
-        names = listed([path.name for path in animated])
-        notices.append(f"Only the first frame is used of {names}, being animated.")
+    if several:
+        names = listed([path.name for path in several])
+        notices.append(f"Only the first picture is used of those with frames or pages: {names}.")
     without = [example.image.name for example in examples if not example.caption]
     if without:
         notices.append(f"Without a caption: {listed(without)}.")
     return Scan(tuple(examples), tuple(notices))
 
 
-def list_folder(folder: Path) -> Listing:
+def list_folder(folder: Path, masks: Path | None = None, others: Path | None = None) -> Listing:
     """What `folder` holds by its file names and captions; no image is opened.
 
+    `masks` is a folder of masks named as their images, in the same sub-folders; `others`, one of
+    images that are not of this dataset. Either may lie inside `folder`: what is in it is left out.
+
     Raises:
-        DatasetError: if the folder is missing, not a folder, not readable, or has no images.
+        DatasetError: if a folder is missing, not a folder, or not readable, or has no images.
     """
+    _check_is_folder(folder)
+    reader = _Reader(folder)
+    apart = [place.resolve() for place in (masks, others) if place is not None]
+    if masks is not None:
+        _check_is_folder(masks)
+        reader.masks = masks_in(masks)
+    for directory, names in _walk(folder, reader.remarks):
+        if not any(directory.resolve().is_relative_to(place) for place in apart):
+            reader.read(directory, names)
+    if not reader.entries and not reader.problems:
+        but = f", but {listed(reader.unread)}" if reader.unread else ""
+        raise DatasetError(
+            f"The folder {shown(folder)} holds no images that can be read{but}.",
+            "It needs PNG, JPEG, WebP, AVIF, BMP, TIFF or GIF files.",
+        )
+    return reader.listing()
+
+
+def masks_in(folder: Path) -> dict[str, Path]:
+    """The masks in a folder of masks, by the path of their images inside the dataset, without
+    suffix and with `/` between folders. A name may end in `-masklabel`."""
+    return {
+        path.relative_to(folder).with_suffix("").as_posix().removesuffix(MASK_SUFFIX): path
+        for path in visible_files(folder)
+        if images.is_image_name(path.name)
+    }
+
+
+def _check_is_folder(folder: Path) -> None:
     try:
         is_folder = stat.S_ISDIR(folder.stat().st_mode)
     except FileNotFoundError:
@@ -139,16 +184,6 @@ def list_folder(folder: Path) -> Listing:
         raise DatasetError(f"The folder {shown(folder)} cannot be read: {reason}.") from None
     if not is_folder:
         raise DatasetError(f"{shown(folder)} is not a folder.", "Give the folder of the images.")
-    reader = _Reader(folder)
-    for directory, names in _walk(folder, reader.remarks):
-        reader.read(directory, names)
-    if not reader.entries and not reader.problems:
-        but = f", but {listed(reader.unread)}" if reader.unread else ""
-        raise DatasetError(
-            f"The folder {shown(folder)} holds no images that can be read{but}.",
-            "It needs PNG, JPEG, WebP, AVIF, BMP, TIFF or GIF files.",
-        )
-    return reader.listing()
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -186,11 +221,11 @@ def repeats_in_name(folder_name: str) -> tuple[int, str] | None:
     return int(match[1]), match[2].replace("_", " ").strip()
 
 
-def _measure(entry: Entry, checked: Checked) -> images.Measured | DatasetError:
+def _measure(entry: Entry, checked: Checked) -> tuple[Known, Known | None] | DatasetError:
+    """What is known of an image and of its mask."""
     try:
-        if entry.mask is not None:
-            checked.measure(entry.mask)
-        return checked.measure(entry.image)
+        mask = None if entry.mask is None else checked.measure(entry.mask)
+        return checked.measure(entry.image), mask
     except DatasetError as error:
         return error
 
@@ -216,6 +251,7 @@ class _Reader:
     """Matches images with captions, masks, repeats and labels, folder by folder from the top."""
 
     root: Path
+    masks: Mapping[str, Path] = field(default_factory=dict)  # by image, without its suffix
     entries: list[Entry] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     problems: list[DatasetError] = field(default_factory=list)
@@ -245,13 +281,14 @@ class _Reader:
             if not caption and named_caption:
                 caption = named_caption
                 unnamed.append(name)
-            mask = files.get((image.stem + MASK_SUFFIX, ".png"))
+            beside = files.get((image.stem + MASK_SUFFIX, ".png"))
+            inside = image.relative_to(self.root).with_suffix("").as_posix()
             self.entries.append(
                 Entry(
                     image=image,
                     caption=caption,
                     repeats=repeats,
-                    mask=None if mask is None else directory / mask,
+                    mask=directory / beside if beside else self.masks.get(inside),
                     label=self._labels.get(image, shown(name)),
                 )
             )
@@ -264,6 +301,10 @@ class _Reader:
         """Everything that has been read."""
         remarks = list(self.remarks)
         known = {entry.image for entry in self.entries}
+        used = {entry.mask for entry in self.entries}
+        lost = [path.name for path in self.masks.values() if path not in used]
+        if lost:
+            remarks.append(f"Masks in the folder of masks without an image: {listed(lost)}.")
         missing = [image.name for image in self._metadata if image not in known]
         if missing:
             remarks.append(f"In {sidecars.METADATA_FILE}, but not there: {listed(missing)}.")

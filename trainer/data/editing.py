@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import filelock
 
 from trainer.data import captions, sidecars
-from trainer.data.dataset import MASK_SUFFIX, is_visible
+from trainer.data.dataset import MASK_SUFFIX, is_mask_name, is_visible
 from trainer.data.images import is_image_name
 from trainer.data.names import shown
 from trainer.errors import DatasetError
@@ -83,14 +83,27 @@ def remove_example(dataset: Path, image: str) -> None:
     with locked(dataset):
         path = _find(dataset, image)
         path.unlink()
-        siblings = [name for name in path.parent.iterdir() if name.stem == path.stem]
-        if not any(is_image_name(other.name) for other in siblings):
-            for suffix in captions.SUFFIXES:
-                path.with_suffix(suffix).unlink(missing_ok=True)
-            path.with_name(f"{path.stem}{MASK_SUFFIX}.png").unlink(missing_ok=True)
+        for companion in companions(path):
+            companion.unlink()
         labels = sidecars.read_labels(dataset / sidecars.LABELS_FILE)
         if labels.pop(image, None) is not None:
             sidecars.write_labels(dataset, labels)
+
+
+def companions(image: Path) -> list[Path]:
+    """The captions and the mask that belong to an image, which may be gone, and to no other:
+    `a.png` and `a.jpg` share theirs."""
+    files = sorted(image.parent.iterdir())
+    shared = [f for f in files if f.stem == image.stem and f != image and is_image_name(f.name)]
+    if shared:
+        return []
+    mask = f"{image.stem}{MASK_SUFFIX}"
+    return [
+        file
+        for file in files
+        if (file.stem == image.stem and file.suffix.lower() in captions.SUFFIXES)
+        or (file.stem == mask and is_mask_name(file.name))
+    ]
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from trainer.data import looks
+from trainer.data import captions, looks
 from trainer.data.buckets import Size, crop_box
 from trainer.data.dataset import Entry, Listing
 from trainer.data.looks import Look
 from trainer.data.names import listed, printable, shown
-from trainer.data.tokens import LIMIT, Tokenizer
+from trainer.data.tokens import Tokenizer
 from trainer.errors import DatasetError
 
 Severity = Literal["error", "warning", "note"]
@@ -67,17 +67,19 @@ class Facts:
     broken: tuple[tuple[Path, DatasetError], ...]
     trigger: str | None
     tokenizer: Tokenizer
+    max_tokens: int
 
     def name(self, path: Path) -> str:
         """A path inside the dataset, printable."""
-        return printable(path.relative_to(self.folder).as_posix())
+        inside = path.is_relative_to(self.folder)
+        return printable((path.relative_to(self.folder) if inside else path).as_posix())
 
 
 def find_all(facts: Facts) -> tuple[Finding, ...]:
     """All findings, the gravest first."""
     finders = (
         _unreadable, _copies, _uncaptioned, _triggerless, _overlong, _recoded, _small, _blurred,
-        _cropped, _animated, _orphans, _remarks, _everywhere,
+        _cropped, _several, _orphans, _remarks, _everywhere,
     )  # fmt: skip
     found = [finding for finder in finders for finding in finder(facts)]
     rank = {"error": 0, "warning": 1, "note": 2}
@@ -92,7 +94,7 @@ def _unreadable(facts: Facts) -> Iterator[Finding]:
             message=error.what,
             files=(facts.name(path),),
             fix="Replace it, or set it aside in the hidden folder .removed.",
-            fixable=True,
+            fixable=path.is_relative_to(facts.folder),  # a mask may lie elsewhere
         )
     for error in facts.listing.problems:
         yield Finding(
@@ -145,7 +147,7 @@ def _uncaptioned(facts: Facts) -> Iterator[Finding]:
 def _triggerless(facts: Facts) -> Iterator[Finding]:
     if facts.trigger is None:
         return
-    without = [s for s in facts.seen if facts.trigger.lower() not in s.entry.caption.lower()]
+    without = [s for s in facts.seen if not captions.has_trigger(s.entry.caption, facts.trigger)]
     if without:
         yield Finding(
             severity="note",
@@ -159,18 +161,21 @@ def _triggerless(facts: Facts) -> Iterator[Finding]:
 
 def _overlong(facts: Facts) -> Iterator[Finding]:
     """Captions past the tokens that are read, each with the words at which it is cut."""
+    limit = facts.max_tokens
     for seen in facts.seen:
-        caption = unicodedata.normalize("NFC", seen.entry.caption)
+        read_as = captions.with_trigger(seen.entry.caption, facts.trigger)
+        caption = unicodedata.normalize("NFC", read_as)
         ends = facts.tokenizer.ends(caption)
-        if len(ends) > LIMIT:
-            read = " ".join(caption[: ends[LIMIT - 1]].split()[-4:])
+        if len(ends) > limit:
+            read = " ".join(caption[: ends[limit - 1]].split()[-4:])
+            triggered = ", with the trigger," if read_as != seen.entry.caption else ""
             yield Finding(
                 severity="warning",
                 code="long_caption",
-                message=f"The caption of {seen.file} has {len(ends)} tokens; what follows "
-                f'"{shown(read)}" is past the {LIMIT} that are read at once.',
+                message=f"The caption of {seen.file}{triggered} has {len(ends)} tokens; what "
+                f'follows "{shown(read)}" is past the {limit} that are read.',
                 files=(seen.file,),
-                fix="Shorten it, or put what matters first.",
+                fix="Shorten it, put what matters first, or read more by dataset.max_tokens.",
             )
 
 
@@ -236,14 +241,14 @@ def _cropped(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _animated(facts: Facts) -> Iterator[Finding]:
-    animated = [seen for seen in facts.seen if seen.look.measured.animated]
-    if animated:
+def _several(facts: Facts) -> Iterator[Finding]:
+    several = [seen for seen in facts.seen if seen.look.measured.several]
+    if several:
         yield Finding(
             severity="note",
-            code="animated",
-            message=f"{_number(animated)} animated; only the first frame is used.",
-            files=_files(animated),
+            code="several",
+            message=f"{_number(several)} animated or in pages; only the first picture is used.",
+            files=_files(several),
         )
 
 
@@ -264,15 +269,15 @@ def _remarks(facts: Facts) -> Iterator[Finding]:
 
 
 def _everywhere(facts: Facts) -> Iterator[Finding]:
-    captions = [seen.entry.caption for seen in facts.seen if seen.entry.caption]
-    if len(captions) < _FEWEST_FOR_WORDS:
+    texts = [seen.entry.caption for seen in facts.seen if seen.entry.caption]
+    if len(texts) < _FEWEST_FOR_WORDS:
         return
-    counts = Counter(word for caption in captions for word in set(_words(caption)))
+    counts = Counter(word for text in texts for word in set(_words(text)))
     trigger = set(_words(facts.trigger or ""))
     words = [
         word
-        for word in dict.fromkeys(_words(captions[0]))
-        if counts[word] == len(captions) and word not in _FILLERS | trigger
+        for word in dict.fromkeys(_words(texts[0]))
+        if counts[word] == len(texts) and word not in _FILLERS | trigger
     ]
     if words:
         yield Finding(

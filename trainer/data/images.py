@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import stat
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from trainer.data import colours
-from trainer.data.buckets import Box, Size
 from trainer.data.colours import WHITE, Colour
 from trainer.data.names import shown
 from trainer.errors import DatasetError
@@ -34,6 +35,9 @@ MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 89_000_000
 """Just under the size at which Pillow itself begins to warn of decompression bombs."""
 
+# Told in a sentence of our own (see `_check_pixels`).
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,8 +49,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = frozenset({5, 6, 7, 8})
-# Only these formats are animations; a TIFF has pages, and a JPEG's further pictures are previews.
+# A JPEG's further pictures are previews of the first.
 _ANIMATED = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
+_SUBFILE_TAG, _REDUCED = 0x00FE, 0x1  # of a TIFF's page that is a preview
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Measured:
     height: int
     format: str
     """As Pillow names it; `MPO` is a JPEG that has further pictures behind it."""
-    animated: bool
+    several: bool
+    """Whether only the first of its pictures is read: it is animated, or has pages."""
 
 
 def is_image_name(name: str) -> bool:
@@ -102,15 +108,17 @@ def open_alpha(path: Path) -> Image.Image | None:
         return _upright(image.convert("RGBA").getchannel("A"), orientation)
 
 
-def resize_and_crop(image: Image.Image, size: Size, box: Box) -> Image.Image:
-    """The part `box` of `image` at `size`, by Lanczos resampling (see `buckets.crop_box`)."""
-    return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
-
-
 def digest(path: Path) -> bytes:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").digest()
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        DatasetError: naming the file, if it cannot be read.
+    """
+    try:
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").digest()
+    except OSError as error:
+        raise DatasetError(f"{shown(path)} cannot be read: {error.strerror}.") from None
 
 
 def measure(path: Path, name: str | None = None) -> Measured:
@@ -153,14 +161,34 @@ def _load_small(image: Image.Image, side: int) -> tuple[Measured, int]:
     format_name = image.format or ""
     orientation = _orientation(image)
     width, height = image.size
-    animated = format_name in _ANIMATED and bool(getattr(image, "is_animated", False))
+    several = _holds_several(image)
     image.draft("RGB", (side, side))
     image.load()
     if format_name == "TIFF":  # its decoder has turned it upright by now
         width, height = image.size
     if orientation in _SIDEWAYS:
         width, height = height, width
-    return Measured(width, height, format_name, animated), orientation
+    return Measured(width, height, format_name, several), orientation
+
+
+def _holds_several(image: Image.Image) -> bool:
+    """Whether an opened image has frames or pages after the one that is read."""
+    if image.format in _ANIMATED:
+        return bool(getattr(image, "is_animated", False))
+    if not isinstance(image, TiffImageFile):
+        return False
+    try:
+        pages = range(1, image.n_frames)
+        return not all(_is_preview(image, page) for page in pages)
+    except Exception:  # a broken page that nobody reads is none
+        return False
+    finally:
+        image.seek(0)
+
+
+def _is_preview(image: TiffImageFile, page: int) -> bool:
+    image.seek(page)
+    return bool(image.tag_v2.get(_SUBFILE_TAG, 0) & _REDUCED)
 
 
 @contextlib.contextmanager

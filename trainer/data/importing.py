@@ -60,7 +60,7 @@ class _Staged:
     image: Path
     suffix: str
     digest: bytes
-    animated: bool
+    several: bool
     caption: Path | None = None
     mask: Path | None = None
 
@@ -157,7 +157,7 @@ class _Import:
             image=image,
             suffix=_SUFFIXES[measured.format],
             digest=images.digest(image),
-            animated=measured.animated,
+            several=measured.several,
             caption=caption_file,
             mask=None if mask is None else self._copy(mask.path),
         )
@@ -191,10 +191,11 @@ class _Import:
             staged.image.replace(target)
         for folder in {name.parent for name in names}:
             sync(self._dataset / folder)
-        animated = [staged for staged in accepted if staged.animated]
-        if animated:
-            named = listed([self._label(staged.piece) for staged in animated])
-            self._notices.append(f"Only the first frame will be used of {named}, being animated.")
+        several = [self._label(staged.piece) for staged in accepted if staged.several]
+        if several:
+            self._notices.append(
+                f"Only the first picture is used of those with frames or pages: {listed(several)}."
+            )
         return tuple(map(str, names))
 
     def _settle_the_rest(self, texts: Mapping[Key, str], labels: Mapping[str, str]) -> None:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, field_serializer
 
 from trainer.data import captions, tokens
 from trainer.data.buckets import Size, assign, bucket_sizes
-from trainer.data.dataset import MASK_SUFFIX, Entry, list_folder, visible_files
-from trainer.data.editing import locked
+from trainer.data.dataset import Entry, list_folder, visible_files
+from trainer.data.editing import companions, locked
 from trainer.data.findings import Facts, Finding, Seen, Severity, find_all
 from trainer.data.images import measure
 from trainer.data.looks import Look, look
@@ -22,6 +22,7 @@ from trainer.data.pool import in_order
 from trainer.data.tokens import Tokenizer
 from trainer.errors import DatasetError
 from trainer.files import write_atomically
+from trainer.settings import Dataset
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done, and of all."""
@@ -110,19 +111,21 @@ _NAMES_ITS_FILES = frozenset({"copies", "look_alikes", "not_utf8", "no_image"})
 
 def check(
     folder: Path,
-    resolution: int = 512,
-    trigger: str | None = None,
+    wanted: Dataset | None = None,
     tokenizer: Tokenizer | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Looks at every image and caption in `folder`. Broken ones are findings, not errors.
+    """Looks at every image and caption in `folder`, for a training that has the settings `wanted`.
+    Broken ones are findings, not errors.
 
     `tokenizer` is that of the base, by default CLIP's.
 
     Raises:
         DatasetError: if the folder is missing, cannot be read, or holds no images.
     """
-    listing = list_folder(folder)
+    wanted = wanted or Dataset()
+    resolution = wanted.resolution
+    listing = list_folder(folder, wanted.mask_folder, wanted.class_folder)
     sizes = bucket_sizes(resolution)
     seen: list[Seen] = []
     broken: list[tuple[Path, DatasetError]] = []
@@ -141,8 +144,9 @@ def check(
         listing=listing,
         seen=tuple(seen),
         broken=tuple(broken),
-        trigger=trigger,
+        trigger=wanted.trigger,
         tokenizer=tokenizer or tokens.clip(),
+        max_tokens=wanted.max_tokens,
     )
     return _report(facts, resolution)
 
@@ -231,11 +235,8 @@ def _buckets(seen: Sequence[Seen]) -> tuple[Bucket, ...]:
 
 def _set_aside(folder: Path, image: Path) -> str:
     """Moves an image with its caption and mask into the hidden folder."""
-    mask = image.with_name(f"{image.stem}{MASK_SUFFIX}.png")
-    companions = [image.with_suffix(suffix) for suffix in captions.SUFFIXES]
-    for path in (image, mask, *companions):
-        if path.is_file():
-            path.replace(_place_in_removed(folder, path))
+    for path in (image, *companions(image)):
+        path.replace(_place_in_removed(folder, path))
     return f"{_inside(folder, image)} was set aside in {REMOVED_FOLDER}."
 
 
@@ -249,7 +250,7 @@ def _add_trigger(report: Report, files: Sequence[Path]) -> list[str]:
     wanted = set(files)
     entries = [entry for entry in list_folder(report.folder).entries if entry.image in wanted]
     for entry in entries:
-        text = f"{report.trigger}, {entry.caption}" if entry.caption else f"{report.trigger}"
+        text = captions.with_trigger(entry.caption, report.trigger)
         _rewrite(report.folder, entry.image.with_suffix(".txt"), text)
     return [f'"{report.trigger}" was put in front of {len(entries)} captions.'] if entries else []
 

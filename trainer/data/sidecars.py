@@ -35,8 +35,12 @@ def read_metadata(path: Path, name: str | None = None) -> dict[str, str]:
         lines = _read(path).split("\n")
     except OSError as error:
         raise DatasetError(f"{called} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise DatasetError(
+            f"{called} is not in UTF-8, as JSON has to be.", "Save it as UTF-8."
+        ) from None
     except ValueError as error:
-        raise DatasetError(f"{called} is not a text: {error}.", _METADATA_ADVICE) from None
+        raise DatasetError(f"{called} cannot be used: {error}.", "Split it.") from None
     for number, line in enumerate(lines, start=1):
         try:
             if line.strip():
@@ -73,5 +77,5 @@ def write_labels(dataset: Path, labels: Mapping[str, str]) -> None:
 
 def _read(path: Path) -> str:
     if path.stat().st_size > _MAX_BYTES:
-        raise ValueError("too large")
+        raise ValueError(f"it has over {_MAX_BYTES // 2**20} MiB")
     return path.read_text(encoding="utf-8-sig")

@@ -16,9 +16,6 @@ from pathlib import Path
 from trainer.errors import BaseModelError
 from trainer.model.bases import FolderBase, resolve
 
-LIMIT = 75
-"""Tokens that CLIP reads at once, without the two marks around them."""
-
 _MERGES = Path(__file__).parent / "vocabulary" / "clip_merges.txt.gz"
 _END_OF_WORD = "</w>"
 # Contractions, words, single digits, and runs of signs; an underscore is a sign. A word of over a
@@ -34,8 +31,7 @@ class Tokenizer:
     """A byte-pair tokenizer as CLIP's, from the lines of its `merges.txt`."""
 
     def __init__(self, merges: Iterable[str]) -> None:
-        pairs = (line.split() for line in merges if line.strip() and not line.startswith("#v"))
-        self._rank = {(first, second): rank for rank, (first, second) in enumerate(pairs)}
+        self._rank = {pair: rank for rank, pair in enumerate(_pairs(merges))}
         self._lengths: dict[str, tuple[int, ...]] = {}
 
     def ends(self, text: str) -> list[int]:
@@ -80,6 +76,15 @@ def clip() -> Tokenizer:
         return Tokenizer(lines)
 
 
+def clip_vocabulary() -> tuple[list[str], list[tuple[str, str]]]:
+    """CLIP's single letters in the order of their numbers, within a word and at its end, and the
+    pairs that are merged, in the order of theirs."""
+    letters = sorted(_LETTERS, key=lambda letter: (letter != chr(_LETTERS.index(letter)), letter))
+    with gzip.open(_MERGES, "rt", encoding="utf-8") as lines:
+        pairs = _pairs(lines)
+    return [*letters, *(f"{letter}{_END_OF_WORD}" for letter in letters)], pairs
+
+
 def of_base(folder: Path) -> Tokenizer:
     """The tokenizer of a base in the diffusers layout, such as the embedded one.
 
@@ -98,6 +103,12 @@ def for_base(reference: str) -> Tokenizer:
         return of_base(place.path) if isinstance(place, FolderBase) else clip()
     except (BaseModelError, OSError):
         return clip()
+
+
+def _pairs(merges: Iterable[str]) -> list[tuple[str, str]]:
+    """The pairs in the lines of a `merges.txt`."""
+    split = (line.split() for line in merges if line.strip() and not line.startswith("#v"))
+    return [(first, second) for first, second in split]
 
 
 def _bytes(text: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,10 @@ def test_images_captions_and_sizes_sorted_by_path(tmp_path: Path) -> None:
     save(tmp_path / "a.jpg")
     (tmp_path / "b.txt").write_text("  a second picture\n")
     (tmp_path / "a.caption").write_text("a first picture")
+    digests = [sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("a.jpg", "b.png")]
     assert scan(tmp_path).examples == (
-        Example(tmp_path / "a.jpg", "a first picture", 48, 32, label="a.jpg"),
-        Example(tmp_path / "b.png", "a second picture", 64, 40, label="b.png"),
+        Example(tmp_path / "a.jpg", "a first picture", 48, 32, label="a.jpg", digest=digests[0]),
+        Example(tmp_path / "b.png", "a second picture", 64, 40, label="b.png", digest=digests[1]),
     )
     assert scan(tmp_path).notices == ()
 
@@ -65,6 +67,13 @@ def test_broken_metadata_is_refused_with_its_line(tmp_path: Path, line: str) -> 
     save(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text(f'{{"file_name": "a.png", "text": "b"}}\n{line}\n')
     with pytest.raises(DatasetError, match=r"Line 2 of .*metadata\.jsonl is broken"):
+        scan(tmp_path)
+
+
+def test_metadata_in_another_encoding_is_refused_in_plain_words(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}', encoding="utf-16")
+    with pytest.raises(DatasetError, match=r"metadata\.jsonl is not in UTF-8, as JSON has to be"):
         scan(tmp_path)
 
 
@@ -143,7 +152,7 @@ def test_notices_name_what_a_person_should_know(tmp_path: Path) -> None:
     assert scan(tmp_path).notices == (
         "Captions not in UTF-8, read as cp1252: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 3 more.",
         "Captions and masks without an image: lonely-masklabel.png, lonely.txt.",
-        "Only the first frame is used of moving.gif, being animated.",
+        "Only the first picture is used of those with frames or pages: moving.gif.",
         "Without a caption: empty.png, moving.gif.",
     )
 
@@ -280,3 +289,33 @@ def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
     save(tmp_path / "dataset" / "a.png")
     (tmp_path / "file").write_text("no folder")
     assert len(scan(tmp_path / "dataset", tmp_path / "file").examples) == 1
+
+
+def test_masks_from_a_folder_of_masks(tmp_path: Path) -> None:
+    """By the names of the images, in the same sub-folders; one beside the image comes first."""
+    folder, masks = tmp_path / "images", tmp_path / "images" / "masks"
+    for name in ("a.jpg", "sub/b.png", "c.png", "c-masklabel.png"):
+        save(folder / name)
+    for name in ("a.png", "sub/b-masklabel.jpg", "c.png", "stray.png"):
+        save(masks / name)
+    found = scan(folder, masks=masks)
+    assert {e.image.name: e.mask for e in found.examples} == {
+        "a.jpg": masks / "a.png",
+        "b.png": masks / "sub" / "b-masklabel.jpg",
+        "c.png": folder / "c-masklabel.png",
+    }
+    assert all(len(example.mask_digest) == 64 for example in found.examples)
+    assert any("Masks in the folder of masks without an image: " in n for n in found.notices)
+    (masks / "a.png").write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"masks/a\.png is not an image"):
+        scan(folder, masks=masks)
+
+
+def test_a_warm_cache_knows_the_hashes_too(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    save(folder / "a.png")
+    first = scan(folder, tmp_path / "cache")
+    assert first.examples[0].digest == sha256((folder / "a.png").read_bytes()).hexdigest()
+    assert scan(folder, tmp_path / "cache") == first
+    save(folder / "a.png", pictures.quadrants(width=64, height=40))
+    assert scan(folder, tmp_path / "cache").examples[0].digest != first.examples[0].digest

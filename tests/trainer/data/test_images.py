@@ -18,8 +18,9 @@ from PIL import Image, ImageCms, TiffImagePlugin
 from tests import pictures
 from tests.pictures import BLUE, GREEN, RED, YELLOW, encode, oriented, quadrants
 from trainer.data import images
-from trainer.data.buckets import Size, assign, bucket_sizes, crop_box
+from trainer.data.buckets import Size, assign, bucket_sizes
 from trainer.data.dataset import scan
+from trainer.data.versions import Version
 from trainer.errors import DatasetError
 
 Colours = list[tuple[int, ...]]
@@ -354,7 +355,7 @@ def test_the_preview_is_the_image_at_a_smaller_size(tmp_path: Path, suffix: str)
 
 def test_only_the_wanted_part_is_resized() -> None:
     picture = quadrants(width=120, height=60)
-    left = images.resize_and_crop(picture, Size(30, 30), crop_box(120, 60, Size(30, 30), 0.0))
+    left = Version(across=0.0).of_image(picture, Size(30, 30))
     assert left.size == (30, 30)
     assert pictures.corners(left) == [RED, RED, BLUE, BLUE]
 
@@ -403,4 +404,4 @@ def test_slivers(tmp_path: Path, width: int, height: int) -> None:
         assert (measured.width, measured.height) == (width, height)
         size = assign(width, height, bucket_sizes(512))
         whole = images.open_image(path)
-        assert images.resize_and_crop(whole, size, crop_box(width, height, size)).size == size
+        assert Version().of_image(whole, size).size == size

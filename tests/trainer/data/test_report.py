@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from tests import pictures
 from tests.pictures import noise, save
-from trainer.data import looks, report
+from trainer.data import looks
 from trainer.data.findings import Finding
 from trainer.data.report import Report, apply_fixes, check
 from trainer.data.tokens import Tokenizer
 from trainer.errors import DatasetError
+from trainer.settings import Dataset
 
 
 def photo(seed: int, width: int = 600, height: int = 400) -> Image.Image:
@@ -36,6 +38,10 @@ def captioned(folder: Path, name: str, image: Image.Image, caption: str | None =
         (folder / name).with_suffix(".txt").write_text(caption)
 
 
+def checked(folder: Path, tokenizer: Tokenizer | None = None, **wanted: Any) -> Report:
+    return check(folder, Dataset(resolution=256, **wanted), tokenizer)
+
+
 def only(found: Report, code: str) -> Finding:
     (finding,) = (f for f in found.findings if f.code == code)
     return finding
@@ -48,7 +54,7 @@ def codes(found: Report) -> list[str]:
 def test_a_good_dataset_has_nothing_to_improve(tmp_path: Path) -> None:
     for index, words in enumerate(("a cat sleeps", "two dogs", "some birds")):
         captioned(tmp_path, f"{index}.png", photo(index), words)
-    found = check(tmp_path, 256)
+    found = checked(tmp_path)
     assert found.findings == ()
     assert "Nothing to improve." in found.to_words()
 
@@ -58,7 +64,7 @@ def test_counts_sizes_and_buckets(tmp_path: Path) -> None:
     captioned(tmp_path, "3_a/2.png", photo(2, 512, 512), "two")
     captioned(tmp_path, "wide.png", photo(3, 900, 600), None)
     captioned(tmp_path, "tall.png", photo(4, 300, 500), "four")
-    found = check(tmp_path, 256)
+    found = checked(tmp_path)
     assert (found.images, found.captions, found.repeats) == (4, 3, 8)
     assert (found.smallest, found.median, found.largest) == ((300, 500), (512, 512), (900, 600))
     assert [(b.width, b.height, b.images, b.share) for b in found.buckets] == [
@@ -74,7 +80,7 @@ def test_counts_sizes_and_buckets(tmp_path: Path) -> None:
 
 def test_json_is_the_whole_report(tmp_path: Path) -> None:
     captioned(tmp_path, "a.png", photo(1), None)
-    found = check(tmp_path, 256, "zork")
+    found = checked(tmp_path, trigger="zork")
     assert Report.model_validate_json(found.to_json()) == found
     assert json.loads(found.to_json())["findings"][0] == {
         "severity": "warning",
@@ -92,7 +98,7 @@ def test_broken_files_are_findings_and_the_others_are_looked_at(tmp_path: Path) 
     (tmp_path / "masked-masklabel.png").write_bytes(b"junk")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:999])
     (tmp_path / "good.txt").write_bytes(b"a cat\x00")
-    found = check(tmp_path, 256)
+    found = checked(tmp_path)
     assert [(f.code, f.files) for f in found.findings if f.severity == "error"] == [
         ("broken_image", ("cut.png",)),
         ("broken_image", ("masked-masklabel.png",)),
@@ -107,11 +113,11 @@ def test_small_cropped_and_animated_images(tmp_path: Path) -> None:
     captioned(tmp_path, "long.png", photo(2, 3000, 300), "two")
     photo(3, 300, 300).save(tmp_path / "m.gif", save_all=True, append_images=[photo(4, 300, 300)])
     (tmp_path / "m.txt").write_text("three")
-    found = check(tmp_path, 256)
+    found = checked(tmp_path)
     assert only(found, "too_small").files == ("small.png",)
     assert "up to 2.0 times" in only(found, "too_small").message
     assert only(found, "cropped").files == ("long.png",)
-    assert only(found, "animated").files == ("m.gif",)
+    assert only(found, "several").files == ("m.gif",)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -134,7 +140,7 @@ def test_flat_and_tiny_pictures_are_not_blurred() -> None:
 def test_blurred_images_are_found(tmp_path: Path) -> None:
     captioned(tmp_path, "sharp.png", photo(1), "one")
     captioned(tmp_path, "soft.png", photo(2).filter(ImageFilter.GaussianBlur(9)), "two")
-    assert only(check(tmp_path, 256), "blurred").files == ("soft.png",)
+    assert only(checked(tmp_path), "blurred").files == ("soft.png",)
 
 
 def test_copies_and_look_alikes_are_told_apart(tmp_path: Path) -> None:
@@ -146,7 +152,7 @@ def test_copies_and_look_alikes_are_told_apart(tmp_path: Path) -> None:
     captioned(tmp_path, "brighter.png", original.point(lambda v: min(255, v * 21 // 20)), "three")
     captioned(tmp_path, "mirrored.png", original.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "four")
     captioned(tmp_path, "other.png", photo(2), "five")
-    found = check(tmp_path, 256)
+    found = checked(tmp_path)
     assert only(found, "copies").files == ("copy.png", "a.png")
     assert set(only(found, "look_alikes").files) == {
         "brighter.png", "copy.png", "crop.png", "smaller.jpg",
@@ -173,29 +179,36 @@ def test_long_captions_with_the_words_at_which_they_are_cut(tmp_path: Path) -> N
     words = ["red", "cat", "blue", "dog"] * 20
     words[72:77] = ["one", "two", "three", "four", "five"]
     captioned(tmp_path, "a.png", photo(1), " ".join(words))
-    found = only(check(tmp_path, 256), "long_caption")
+    found = only(checked(tmp_path), "long_caption")
     assert "has 80 tokens" in found.message
-    assert found.message.endswith('"dog one two three" is past the 75 that are read at once.')
+    assert found.message.endswith('"dog one two three" is past the 75 that are read.')
 
+    assert "long_caption" not in codes(checked(tmp_path, max_tokens=150))
+    (tmp_path / "a.txt").write_text(" ".join(words[:75]))
+    assert "long_caption" not in codes(checked(tmp_path))
+    found = only(checked(tmp_path, trigger="dogs"), "long_caption")
+    assert "The caption of a.png, with the trigger, has 77 tokens" in found.message
+
+    (tmp_path / "a.txt").write_text(" ".join(words))
     of_letters = Tokenizer([])
-    found = only(check(tmp_path, 256, tokenizer=of_letters), "long_caption")
+    found = only(checked(tmp_path, tokenizer=of_letters), "long_caption")
     assert f"has {len(''.join(words))} tokens" in found.message
 
 
 def test_words_in_all_captions_and_missing_triggers(tmp_path: Path) -> None:
-    captions = ("zork the red fox", "zork, a Red fox runs", "a red fox", "the red FOX of zork")
+    captions = ("zork the red fox", "zork, a Red fox runs", "a red zorkling fox", "red FOX of zork")
     for index, words in enumerate(captions):
         captioned(tmp_path, f"{index}.png", photo(index), words)
-    found = check(tmp_path, 256, "Zork")
+    found = checked(tmp_path, trigger="Zork")
     assert only(found, "in_all_captions").message.startswith("In all captions: red, fox.")
     assert only(found, "no_trigger").files == ("2.png",)
-    assert "no_trigger" not in codes(check(tmp_path, 256))
+    assert "no_trigger" not in codes(checked(tmp_path))
 
 
 def test_the_gravest_come_first(tmp_path: Path) -> None:
     captioned(tmp_path, "a.png", photo(1, 3000, 300), None)
     (tmp_path / "b.png").write_bytes(b"junk")
-    severities = [finding.severity for finding in check(tmp_path, 256, "zork").findings]
+    severities = [finding.severity for finding in checked(tmp_path, trigger="zork").findings]
     assert severities == ["error", "warning", "note", "note"]
 
 
@@ -209,14 +222,14 @@ def test_fixes_can_be_undone_and_leave_nothing_to_fix(tmp_path: Path) -> None:
     (folder / "cut.txt").write_text("zork, broken")
     originals = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
-    done = apply_fixes(check(folder, 256, "zork"))
+    done = apply_fixes(checked(folder, trigger="zork"))
     assert done == [
         "cut.png was set aside in .removed.",
         "sub/copy.png was set aside in .removed.",
         "b.txt is UTF-8 now; it was read as cp1252.",
         '"zork" was put in front of 1 captions.',
     ]
-    after = check(folder, 256, "zork")
+    after = checked(folder, trigger="zork")
     assert not any(finding.fixable for finding in after.findings)
     assert (folder / "b.txt").read_text(encoding="utf-8") == "zork, un café\n"
     aside = {p.relative_to(folder / ".removed").as_posix() for p in folder.rglob(".removed/**/*.*")}
@@ -224,6 +237,33 @@ def test_fixes_can_be_undone_and_leave_nothing_to_fix(tmp_path: Path) -> None:
     for name in ("cut.png", "sub/copy.png", "sub/copy.txt", "b.txt"):
         assert (folder / ".removed" / name).read_bytes() == originals[Path(name).name]
     assert apply_fixes(after) == []
+
+
+def test_a_caption_that_two_images_share_stays_when_one_is_set_aside(tmp_path: Path) -> None:
+    captioned(tmp_path, "a.jpg", photo(1), "a cat")
+    (tmp_path / "a.png").write_bytes(b"junk")
+    save(tmp_path / "a-masklabel.png", Image.new("L", (600, 400)))
+    assert apply_fixes(checked(tmp_path)) == ["a.png was set aside in .removed."]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"a.jpg", "a.txt", "a-masklabel.png"} <= names
+
+
+def test_a_folder_of_masks_holds_no_images(tmp_path: Path) -> None:
+    captioned(tmp_path, "a.png", photo(1))
+    captioned(tmp_path, "b.png", photo(2), "a dog")
+    save(tmp_path / "masks" / "a.png", Image.new("L", (600, 400)))
+    (tmp_path / "masks" / "b.png").write_bytes(b"junk")
+    assert checked(tmp_path).images == 4
+    found = checked(tmp_path, mask_folder=tmp_path / "masks")
+    assert found.images == 2
+    assert only(found, "broken_image").files == ("masks/b.png",)
+    assert apply_fixes(found) == ["masks/b.png was set aside in .removed."]
+
+
+def test_regularisation_images_inside_the_dataset_are_none_of_it(tmp_path: Path) -> None:
+    captioned(tmp_path, "img/a.png", photo(1))
+    captioned(tmp_path, "reg/b.png", photo(2))
+    assert checked(tmp_path, class_folder=tmp_path / "reg").images == 1
 
 
 def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:
@@ -236,7 +276,7 @@ def test_names_that_are_no_text_do_not_break_the_json(tmp_path: Path) -> None:
     folder = tmp_path / "caf\udce9"
     captioned(folder, "new\nline\udce9.png", photo(1), None)
     captioned(folder, "copy.png", photo(1), "a caption")
-    found = check(folder, 256)
+    found = checked(folder)
     assert json.loads(found.to_json())["folder"].endswith("caf\\udce9")
     found.to_words().encode()
     assert only(found, "copies").files == ("copy.png", "new\\nline\\udce9.png")
@@ -247,5 +287,5 @@ def test_progress_counts_to_the_end(tmp_path: Path) -> None:
     for index in range(3):
         captioned(tmp_path, f"{index}.png", noise(index))
     seen: list[tuple[int, int]] = []
-    report.check(tmp_path, 64, progress=lambda done, total: seen.append((done, total)))
+    check(tmp_path, Dataset(resolution=64), progress=lambda *counts: seen.append(counts))
     assert seen == [(1, 3), (2, 3), (3, 3)]

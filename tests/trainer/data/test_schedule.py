@@ -72,6 +72,25 @@ def test_over_a_run_shares_are_within_one_percent(plan: Plan, batches: int) -> N
         assert abs(share - count / sum(repeats)) <= 0.01
 
 
+@steady_few
+@given(plans, st.integers(0, 200))
+def test_over_a_whole_run_views_are_within_one_percent_of_what_repeats_say(
+    plan: Plan, more: int
+) -> None:
+    """Of each image's own due views, however few repeats it has and however odd its bucket, once a
+    run is long enough for a view more or less to be under a percent."""
+    sizes, repeats, batch_size, seed = plan
+    schedule = Schedule.plan(sizes, repeats, batch_size, seed)
+    slack = batch_size * (1 + len(schedule.buckets)) + 2
+    batches = 100 * slack * sum(repeats) // (min(repeats) * batch_size) + more
+    if batches > 20_000:  # some views of very many; the exact round below covers those
+        batches = schedule.round_length * (1 + more % 3)
+    seen = views(schedule, batches)
+    for index, count in enumerate(repeats):
+        due = count / sum(repeats) * batches * batch_size
+        assert abs(seen[index] - due) <= 0.01 * due
+
+
 def test_a_single_image_in_a_bucket_of_its_own_keeps_its_share() -> None:
     """Among 99 others, in batches of 8: neither dropped nor shown eight times too often."""
     sizes = [SHAPES[0]] * 99 + [SHAPES[3]]
