@@ -1,7 +1,8 @@
 """What a base reference is, and which family of Stable Diffusion it belongs to. No torch here.
 
-A reference is `embedded` (the small base that ships), a hub id such as `owner/name`, a folder in
-the diffusers layout, or a single `.safetensors` file.
+A reference is `embedded` (the small base that ships), a folder in the diffusers layout, a single
+`.safetensors` file, or a hub id: `owner/name`, with `@revision` (a branch, a tag or a commit) if it
+is not to be the newest, and `/file.safetensors` if it is one file of that repository.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from typing import Any
 from trainer.errors import BaseModelError
 
 EMBEDDED = "embedded"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(
+    r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"(@(?P<revision>refs/pr/\d+|[\w.-]+))?"
+    r"(/(?P<file>[\w./ -]+\.safetensors))?",
+    re.ASCII,
+)
+_LONGEST_HUB_ID = 96
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
@@ -48,9 +55,12 @@ class FileBase:
 
 @dataclass(frozen=True)
 class HubBase:
-    """A model on the hub, `owner/name`, downloaded once and read from its cache afterwards."""
+    """A model on the hub, `owner/name`, downloaded once and read from its cache afterwards; one
+    `file` of it if that is named."""
 
     id: str
+    revision: str | None = None
+    file: str | None = None
 
 
 BaseReference = FolderBase | FileBase | HubBase
@@ -91,12 +101,37 @@ def resolve(reference: str) -> BaseReference:
                 "Give a diffusers folder, a .safetensors checkpoint, a hub id or `embedded`.",
             )
         return FileBase(path)
-    if HUB_ID.fullmatch(reference):
-        return HubBase(reference)
+    if match := HUB_ID.fullmatch(reference):
+        return _on_hub(**match.groupdict())
     raise BaseModelError(
         f"There is no base {reference!r}: no such folder or file, and not a hub id (owner/name).",
         "Check the path, or use `embedded`.",
     )
+
+
+def is_on_hub(reference: str) -> bool:
+    """Whether a reference names something on the hub, and not a path here that looks like it."""
+    try:
+        return isinstance(resolve(reference), HubBase)
+    except BaseModelError:
+        return False
+
+
+def _on_hub(id: str, revision: str | None, file: str | None) -> HubBase:
+    outside = file is not None and ".." in file.split("/")
+    if (
+        outside
+        or "--" in id
+        or ".." in id
+        or id.endswith((".git", "-", "."))
+        or len(id) > _LONGEST_HUB_ID
+    ):
+        raise BaseModelError(
+            f"There is no folder or file {id!r}, and a hub id has neither `--` nor `..`, does not "
+            f"end in `-`, `.` or `.git`, and is {_LONGEST_HUB_ID} letters at most.",
+            "Check the path, or copy the id from the model's page.",
+        )
+    return HubBase(id, revision, file)
 
 
 def family_of(folder: Path) -> Family:
@@ -111,6 +146,8 @@ def family_of(folder: Path) -> Family:
     index = read_config(folder / "model_index.json")
     pipeline = str(index.get("_class_name", ""))
     if "text_encoder_2" in index and "XL" in pipeline:
+        if index.get("text_encoder") in (None, [None, None]):
+            raise BaseModelError(f"{folder} is SDXL's refiner.", "Give the SDXL base.")
         return Family.SDXL
     if not pipeline.startswith("StableDiffusion") or pipeline.startswith("StableDiffusion3"):
         raise BaseModelError(

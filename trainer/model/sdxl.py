@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.model.prompts import end_to_end, hidden_before, weighted
 from trainer.model.stable_diffusion import Conditioning, StableDiffusion
 
 
@@ -24,14 +25,25 @@ class StableDiffusionXL(StableDiffusion):
     def text_encoders(self) -> dict[str, nn.Module]:
         return {"text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Both encoders' last but one hidden states side by side; the second's pooled text."""
-        first = self.text_encoder(self.tokens(self.tokenizer, prompts), output_hidden_states=True)
-        second = self.text_encoder_2(
-            self.tokens(self.tokenizer_2, prompts), output_hidden_states=True
-        )
-        hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        return Conditioning(hidden, second.text_embeds)
+    @property
+    def tokenizers(self) -> tuple[Any, ...]:
+        return (self.tokenizer, self.tokenizer_2)
+
+    def encode_chunks(
+        self, ids: Sequence[Tensor], weights: Sequence[Tensor] | None = None, clip_skip: int = 1
+    ) -> Conditioning:
+        """Both encoders' last but one hidden states side by side; the second's pooled text, of the
+        first chunk."""
+        self._fetch_text_encoders()
+        rows = [part.flatten(0, 1).to(self.device) for part in ids]
+        first = self.text_encoder(rows[0], output_hidden_states=True)
+        second = self.text_encoder_2(rows[1], output_hidden_states=True)
+        parts = [hidden_before(output, max(clip_skip, 2)) for output in (first, second)]
+        if weights is not None:
+            parts = [weighted(part, tokens) for part, tokens in zip(parts, weights, strict=True)]
+        hidden = torch.cat(parts, dim=-1)
+        chunks = ids[0].shape[1]
+        return Conditioning(end_to_end(hidden, chunks), second.text_embeds[::chunks])
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         prediction = self.unet(

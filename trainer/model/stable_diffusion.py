@@ -7,6 +7,7 @@ family they are working with.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from trainer.model.bases import Family
+from trainer.model.fingerprints import fingerprint
+from trainer.model.prompts import end_to_end, hidden_before, token_ids, weighted
+
+# What parts compute depends on these as well as on their weights.
+_VAE_CONFIG = ("scaling_factor", "norm_num_groups", "act_fn")
+_TEXT_CONFIG = ("hidden_act", "num_attention_heads", "layer_norm_eps", "eos_token_id")
+_TOKENIZER_CONFIG = ("model_max_length", "bos_token_id", "eos_token_id", "pad_token_id")
 
 PredictionType = Literal["epsilon", "v_prediction"]
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a batch of prompts says to the UNet: `hidden` [B, tokens, width], and for SDXL the
+    """What a batch of prompts says to the UNet: `hidden` [B, chunks · 77, width], and for SDXL the
     `pooled` text embedding [B, width]."""
 
     hidden: Tensor
@@ -54,7 +62,9 @@ class BaseModel(Protocol):
     @property
     def reference(self) -> str: ...
     @property
-    def folder(self) -> Path: ...
+    def place(self) -> Path:
+        """Where its weights are: a diffusers folder, or a single file."""
+
     @property
     def prediction_type(self) -> PredictionType: ...
     @property
@@ -76,7 +86,17 @@ class BaseModel(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the UNet's weights as files, in hex: what an adapter was trained on."""
+        """What an adapter was trained on: the SHA-256 of a single file, as other tools name it, or
+        of a folder's files of the UNet, in hex."""
+
+    @property
+    def vae_fingerprint(self) -> str:
+        """SHA-256 of all that latents depend on besides the image, in hex."""
+
+    @property
+    def text_fingerprint(self) -> str:
+        """SHA-256 of all that conditioning depends on besides the prompt, in hex; of the text
+        encoders without adapters."""
 
     @property
     def text_encoders(self) -> dict[str, nn.Module]:
@@ -92,14 +112,37 @@ class BaseModel(Protocol):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Images of latents."""
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """What prompts say to the UNet; differentiable with respect to the text encoders."""
+    @property
+    def tokenizers(self) -> tuple[Any, ...]:
+        """One for each text encoder."""
+
+    def encode_prompts(self, prompts: Sequence[str], chunks: int = 1) -> Conditioning:
+        """What the first `chunks` times 75 tokens of each prompt say to the UNet (see
+        `prompts.chunks_needed`); differentiable with respect to the text encoders."""
+
+    def encode_chunks(
+        self, ids: Sequence[Tensor], weights: Sequence[Tensor] | None = None, clip_skip: int = 1
+    ) -> Conditioning:
+        """What token ids [B, chunks, 77], one tensor for each text encoder, say to the UNet.
+
+        `weights` emphasise tokens (see `prompts.weighted`). `clip_skip` counts as A1111 does: 1
+        takes the last layer of the text encoder, 2 the last but one (diffusers calls that 1), and
+        the final layer norm follows in each case. SDXL takes the last but one without a norm, so
+        1 and 2 are the same there.
+
+        Raises:
+            UserError: if the text encoder has not so many layers.
+        """
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The predicted noise or velocity [B, C, h, w], for noisy latents at timesteps [B]."""
 
     def release_vae(self) -> None:
         """Takes the VAE off the device until it is used again."""
+
+    def release_text_encoders(self) -> None:
+        """Takes the text encoders off the device until they are used again: worth it while all
+        prompts that are asked for are remembered."""
 
 
 @dataclass
@@ -108,7 +151,7 @@ class StableDiffusion:
 
     family: Family
     reference: str
-    folder: Path
+    place: Path
     unet: Any
     vae: Any
     text_encoder: Any
@@ -121,11 +164,24 @@ class StableDiffusion:
 
     @cached_property
     def fingerprint(self) -> str:
+        if self.place.is_file():
+            return _sha256(self.place).hex()
         digest = hashlib.sha256()
-        for file in sorted((self.folder / "unet").glob("*.safetensors")):
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
+        for file in sorted((self.place / "unet").glob("*.safetensors")):
+            digest.update(_sha256(file))
         return digest.hexdigest()
+
+    @cached_property
+    def vae_fingerprint(self) -> str:
+        return fingerprint([self.vae], _values(self.vae.config, _VAE_CONFIG))
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        encoders = list(self.text_encoders.values())
+        configs = [_values(encoder.config, _TEXT_CONFIG) for encoder in encoders]
+        words = [json.dumps(t.get_vocab(), sort_keys=True) for t in self.tokenizers]
+        marks = [_values(tokenizer, _TOKENIZER_CONFIG) for tokenizer in self.tokenizers]
+        return fingerprint(encoders, f"{self.family} {configs} {words} {marks}")
 
     @property
     def downscale(self) -> int:
@@ -160,25 +216,59 @@ class StableDiffusion:
         latents = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
         return self.vae.decode(latents).sample.float()  # type: ignore[no-any-return]
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        return Conditioning(self.text_encoder(self.tokens(self.tokenizer, prompts))[0])
+    @property
+    def tokenizers(self) -> tuple[Any, ...]:
+        return (self.tokenizer,)
 
-    def tokens(self, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-        """Token ids [B, 77] on the device; what is longer is cut."""
-        ids = tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=tokenizer.model_max_length,
-            return_tensors="pt",
-        ).input_ids
-        return ids.to(self.device)  # type: ignore[no-any-return]
+    def encode_prompts(self, prompts: Sequence[str], chunks: int = 1) -> Conditioning:
+        return self.encode_chunks(
+            [token_ids(tokenizer, prompts, chunks) for tokenizer in self.tokenizers]
+        )
+
+    def encode_chunks(
+        self, ids: Sequence[Tensor], weights: Sequence[Tensor] | None = None, clip_skip: int = 1
+    ) -> Conditioning:
+        (rows,) = ids
+        self._fetch_text_encoders()
+        skipping = clip_skip > 1
+        output = self.text_encoder(
+            rows.flatten(0, 1).to(self.device), output_hidden_states=skipping
+        )
+        hidden = output[0]
+        if skipping:
+            # Newer versions of transformers have no `text_model` level.
+            inner = getattr(self.text_encoder, "text_model", self.text_encoder)
+            hidden = inner.final_layer_norm(hidden_before(output, clip_skip))
+        if weights is not None:
+            hidden = weighted(hidden, weights[0])
+        return Conditioning(end_to_end(hidden, rows.shape[1]))
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         prediction = self.unet(noisy.to(self.dtype), timesteps, conditioning.hidden).sample
         return prediction.float()  # type: ignore[no-any-return]
 
     def release_vae(self) -> None:
-        if self.device.type != "cpu":
-            self.vae.to("cpu")
-            torch.cuda.empty_cache()
+        self._release(self.vae)
+
+    def release_text_encoders(self) -> None:
+        self._release(*self.text_encoders.values())
+
+    def _fetch_text_encoders(self) -> None:
+        for encoder in self.text_encoders.values():
+            encoder.to(self.device)
+
+    def _release(self, *parts: nn.Module) -> None:
+        if self.device.type == "cpu":
+            return
+        for part in parts:
+            part.to("cpu")
+        torch.cuda.empty_cache()
+
+
+def _values(config: Any, names: Sequence[str]) -> str:
+    return json.dumps([getattr(config, name, None) for name in names])
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()
