@@ -124,26 +124,37 @@ def room(pen: Pen, rng: Random) -> None:
     _land(pen, 0.48, (178, 122, 80))
 
 
-SCENES: dict[str, tuple[Callable[[Pen, Random], None], str]] = {
-    "meadow": (meadow, "in a meadow"),
-    "beach": (beach, "on the beach"),
-    "snow": (snow, "in the snow"),
-    "night": (night, "at night"),
-    "city": (city, "in the city"),
-    "forest": (forest, "in the forest"),
-    "desert": (desert, "in the desert"),
-    "underwater": (underwater, "under water"),
-    "room": (room, "in a room"),
+SCENES: dict[str, tuple[Callable[[Pen, Random], None], tuple[str, ...]]] = {
+    "meadow": (meadow, ("in a meadow", "on green grass")),
+    "beach": (beach, ("on the beach", "by the sea")),
+    "snow": (snow, ("in the snow", "on a snowy day")),
+    "night": (night, ("at night", "under the moon")),
+    "city": (city, ("in the city", "in a town")),
+    "forest": (forest, ("in the forest", "in the woods")),
+    "desert": (desert, ("in the desert", "among cactus and sand")),
+    "underwater": (underwater, ("under water", "deep in the ocean")),
+    "room": (room, ("in a room", "indoors by a window")),
 }
-"""Each place by name: how it is painted, and how a caption says it."""
+"""Each place by name: how it is painted, and how captions say it, the usual way first."""
 
 PLACES: tuple[str, ...] = (*SCENES, *TINTS)
 """Every background by name: nine scenes and the plain colours."""
 
 
-def place_phrase(place: str) -> str:
-    """How a caption says where something is."""
-    return SCENES[place][1] if place in SCENES else f"on a {place} background"
+USUAL_SHARE = 0.75
+
+
+def place_phrases(place: str) -> tuple[str, ...]:
+    """All ways in which captions say where something is, the usual one first."""
+    if place in SCENES:
+        return SCENES[place][1]
+    return f"on a {place} background", f"in front of {place}"
+
+
+def place_phrase(place: str, rng: Random | None = None) -> str:
+    """How a caption says where something is: mostly the usual way, always so without `rng`."""
+    usual, *others = place_phrases(place)
+    return usual if rng is None or rng.random() < USUAL_SHARE else rng.choice(others)
 
 
 def paint(canvas: Canvas, place: str, seed: int) -> None:

@@ -4,16 +4,17 @@
 
 Everything under way is in DIR, outside the repository: run the same command again after an
 interruption and it goes on from what was last saved. With the DIR gone, `--from-weights` starts
-from the weights that ship instead, and trains their UNet further. Runs on a GPU where there is one.
+every part from the weights that ship instead. Runs on a GPU where there is one, in bfloat16.
 
 Parts and minutes can be chosen: `--parts unet,export --minutes-unet 60 --run second --after unet`
 trains the UNet for another hour, as a run of its own that starts where the run `unet` ended.
 
-Wall time of the weights that ship, on two cores that other work took more than half of, two
-processes of one thread each: drawings 1 minute, VAE 17 (1,050 steps of 32 crops, then 800 smaller
-steps at a third of the rate), text encoder 3, UNet 61 (about 95,000 pictures in batches of 32, at
-rate 1.4e-3, flat 0.45, from the first 24,000 scenes), decoder 15: an hour and a half. They were
-still getting better when the time was up: the defaults below ask for four hours.
+Wall time of the weights that ship, on two cores: drawings 1 minute, VAE 17 and 25 more with Muon on
+whole pictures (16,800 of them), text encoder 3 and 3.5 more with the captions of now, UNet 61
+(95,000 pictures in batches of 32), about 46 more on the new latents with Muon (27,000 pictures),
+all of them while other work took more than half of the cores, and 85 with the cores free (215,000
+pictures). They were still getting better when the time was up: the defaults below ask for four
+hours.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from trainer.model.embedded import WEIGHTS
 from trainer.model.embedded.build_loop import DEVICE, launch, save
 from trainer.model.embedded.build_text import corpus, new_encoder, tokenise, train_text
 from trainer.model.embedded.build_unet import (
+    EASY_SHARE,
     Denoising,
     Latents,
     easy_scenes,
@@ -39,17 +41,8 @@ from trainer.model.embedded.build_unet import (
     new_unet,
     train_unet,
 )
-from trainer.model.embedded.build_vae import (
-    DOODLES,
-    PROBE_SEED,
-    PROBES,
-    SCENES,
-    SEED,
-    new_vae,
-    train_decoder,
-    train_vae,
-)
-from trainer.model.embedded.drawings import store
+from trainer.model.embedded.build_vae import new_vae, train_decoder, train_vae
+from trainer.model.embedded.drawings import SEED, draw_all, stored
 
 PARTS = ("vae", "text", "unet", "decoder", "export")
 
@@ -95,15 +88,22 @@ def unet_stage(
 ) -> None:
     """Trains the UNet as run `run`, from the end of run `before` where that exists."""
     tokenizer, encoder = load_text(work)
-    tokens, truths = corpus(work, SCENES, SEED)
-    latents = Latents(load_vae(work), store(work, "scenes", SCENES, SEED), work / "latents.npy")
+    tokens, truths = corpus(work, scenes, SEED)
+    latents = Latents(load_vae(work), stored(work, "scenes"), work)
     empty = tokenise(tokenizer, [""])[0]
     torch.manual_seed(2)
     unet = load_unet(work, before)
     task = Denoising(
-        unet, encoder, latents, tokens[:scenes], empty, batch, easy_scenes(truths[:scenes])
+        unet,
+        encoder,
+        latents,
+        tokens[:scenes],
+        empty,
+        batch,
+        easy_scenes(truths[:scenes]),
+        0.0 if before else EASY_SHARE,
     )
-    train_unet(work, run, unet, task, minutes, rate, flat)
+    train_unet(work, run, unet, task, tokenizer, minutes, rate, flat)
 
 
 def export(work: Path, run: str, folder: Path) -> None:
@@ -149,13 +149,19 @@ def _edit(path: Path, **changes: str | None) -> None:
     path.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
 
 
-def from_weights(work: Path, run: str) -> None:
-    """Fills a work folder from the weights that ship, as if they had just been trained there."""
+def from_weights(work: Path) -> None:
+    """Lets every part that the work folder has not begun start from the weights that ship.
+
+    Parts that are not asked for count as done.
+    """
+    if (work / "shipped.pt").exists():
+        return
     pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS, safety_checker=None)
     shutil.copytree(WEIGHTS / "tokenizer", work / "tokenizer", dirs_exist_ok=True)
-    save(work / "vae-done.pt", pipeline.vae.state_dict())
-    save(work / "text-done.pt", pipeline.text_encoder.state_dict())
-    save(work / f"{run}.pt", {"average": dict(pipeline.unet.named_parameters())})
+    for name, module in (("vae", pipeline.vae), ("text", pipeline.text_encoder)):
+        save(work / f"{name}-start.pt", module.state_dict())
+        save(work / f"{name}-done.pt", module.state_dict())
+    save(work / "shipped.pt", {"average": dict(pipeline.unet.named_parameters())})
 
 
 def _arguments() -> argparse.Namespace:
@@ -170,8 +176,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--scenes",
         type=int,
-        default=SCENES,
-        help="scenes the UNet learns from; fewer save encoding where time is short",
+        default=50_000,
+        help="scenes to learn from, in 500s; fewer save encoding where time is short",
     )
     parser.add_argument("--minutes-vae", type=float, default=15)
     parser.add_argument("--minutes-text", type=float, default=3)
@@ -197,18 +203,15 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     parts, processes = options.parts.split(","), options.processes
     if options.from_weights:
-        from_weights(work, "shipped")
-        parts = [part for part in parts if part not in ("vae", "text")]
-    store(work, "scenes", SCENES, SEED)
-    store(work, "doodles", DOODLES, SEED, doodles=True)
-    store(work, "probe", PROBES, PROBE_SEED)
+        from_weights(work)
+    draw_all(work, options.scenes)
     if "vae" in parts:
         launch(train_vae, processes, work, options.minutes_vae)
     if "text" in parts:
-        corpus(work, SCENES, SEED)
-        launch(train_text, processes, work, SCENES, SEED, options.minutes_text)
+        corpus(work, options.scenes, SEED)
+        launch(train_text, processes, work, options.scenes, SEED, options.minutes_text)
     if "unet" in parts:
-        corpus(work, SCENES, SEED)
+        corpus(work, options.scenes, SEED)
         before = options.after or ("shipped" if options.from_weights else "")
         launch(
             unet_stage,

@@ -7,12 +7,14 @@ Several processes each take a batch of their own and average their gradients.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
+
+from trainer.model.embedded.build_optimizer import optimizers_for
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -43,7 +47,7 @@ class Plan:
     weight_decay: float = 0.01
     warm_up_steps: int = 60
     save_every_seconds: float = 120.0
-    on_save: Callable[[], None] | None = None
+    measure: Callable[[Any], dict[str, float]] | None = None
 
 
 @dataclass
@@ -64,20 +68,22 @@ def rate_at(plan: Plan, share: float, step: int) -> float:
 
 def train(plan: Plan, work: Path) -> None:
     """Trains a part to the end of its budget and leaves its averaged weights in the module."""
-    torch.set_flush_denormal(True)
     path = work / f"{plan.name}.pt"
     parameters = [p for p in plan.module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, plan.rate, (0.9, 0.99), weight_decay=plan.weight_decay, fused=True
-    )
+    optimizers = optimizers_for(plan.module, plan.rate, plan.weight_decay)
     average = {name: p.detach().clone() for name, p in plan.module.named_parameters()}
     progress = Progress()
     if path.exists():
         saved = torch.load(path, map_location=DEVICE, weights_only=True)
         plan.module.load_state_dict(saved["module"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         average, progress = saved["average"], Progress(saved["step"], saved["seconds"])
-    _run(plan, parameters, optimizer, average, progress, work)
+    torch.set_flush_denormal(True)
+    try:
+        _run(plan, parameters, optimizers, average, progress, work)
+    finally:
+        torch.set_flush_denormal(False)  # it holds for the whole thread, not only for this
     with torch.no_grad():
         for name, parameter in plan.module.named_parameters():
             parameter.copy_(average[name])
@@ -86,7 +92,7 @@ def train(plan: Plan, work: Path) -> None:
 def _run(
     plan: Plan,
     parameters: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     average: dict[str, Tensor],
     progress: Progress,
     work: Path,
@@ -95,18 +101,20 @@ def _run(
     rank = _rank()
     while progress.seconds < budget:
         share = progress.seconds / budget
-        for group in optimizer.param_groups:
+        for group in chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
             group["lr"] = rate_at(plan, share, progress.step)
         generator = torch.Generator().manual_seed(progress.step * 64 + rank)
-        loss, numbers = plan.loss(generator, share)
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
+            loss, numbers = plan.loss(generator, share)
         loss.backward()  # type: ignore[no-untyped-call]
         elapsed = _average_gradients(parameters, time.monotonic() - clock)
         clock += elapsed
         progress.seconds += elapsed
         progress.step += 1
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         _follow(plan, average, progress.step)
         if rank == 0:
             _log(plan, progress, {"loss": loss.item(), **numbers}, work)
@@ -117,14 +125,13 @@ def _run(
                     work / f"{plan.name}.pt",
                     {
                         "module": plan.module.state_dict(),
-                        "optimizer": optimizer.state_dict(),
+                        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                         "average": average,
                         "step": progress.step,
                         "seconds": progress.seconds,
                     },
                 )
-                if plan.on_save:
-                    plan.on_save()
+                _measure(plan, average, progress, work)
 
 
 @torch.no_grad()
@@ -139,15 +146,28 @@ def _log(plan: Plan, progress: Progress, numbers: dict[str, float], work: Path) 
     for name, value in numbers.items():
         running[name] = value if name not in running else 0.98 * running[name] + 0.02 * value
     if progress.step % 50 == 0:
-        line = {
-            "part": plan.name,
-            "step": progress.step,
-            "minutes": round(progress.seconds / 60, 3),
-            **{name: round(value, 5) for name, value in running.items()},
-        }
-        print(json.dumps(line), flush=True)
-        with (work / "losses.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        _write(plan, progress, running, work)
+
+
+def _measure(plan: Plan, average: dict[str, Tensor], progress: Progress, work: Path) -> None:
+    if plan.measure is None:
+        return
+    module = copy.deepcopy(plan.module)
+    module.load_state_dict(average, strict=False)  # what is no parameter is no average
+    with torch.no_grad():
+        _write(plan, progress, plan.measure(module), work)
+
+
+def _write(plan: Plan, progress: Progress, numbers: dict[str, float], work: Path) -> None:
+    line = {
+        "part": plan.name,
+        "step": progress.step,
+        "minutes": round(progress.seconds / 60, 3),
+        **{name: round(value, 5) for name, value in numbers.items()},
+    }
+    print(json.dumps(line), flush=True)
+    with (work / "losses.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")
 
 
 def save(path: Path, state: object) -> None:

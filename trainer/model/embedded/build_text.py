@@ -153,10 +153,15 @@ class TextLoss(nn.Module):
 
 
 def train_text(work: Path, count: int, seed: int, minutes: float) -> None:
-    """Trains the text encoder and leaves `text-done.pt` in the work folder."""
+    """Trains the text encoder, further where there is a `text-start.pt`; leaves `text-done.pt`."""
     torch.manual_seed(1)
     tokens, truths = corpus(work, count, seed)
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    part = TextLoss(new_encoder(tokenizer), tokens, truths, tokenizer.eos_token_id).to(DEVICE)
-    train(Plan("text", part, part.__call__, minutes, rate=2e-3, flat=0.3, ema=0.99), work)
+    encoder = new_encoder(tokenizer)
+    start, rate = work / "text-start.pt", 2e-3
+    if start.exists():
+        encoder.load_state_dict(torch.load(start, map_location=DEVICE, weights_only=True))
+        rate = 7e-4
+    part = TextLoss(encoder, tokens, truths, tokenizer.eos_token_id).to(DEVICE)
+    train(Plan("text", part, part.__call__, minutes, rate=rate, flat=0.3, ema=0.99), work)
     save(work / "text-done.pt", part.encoder.state_dict())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import os
 from pathlib import Path
 
@@ -12,12 +14,20 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from trainer.model.embedded.build_loop import DEVICE, Plan, initialise, train
-from trainer.model.embedded.build_text import WIDTH
+from trainer.model.embedded.build_text import WIDTH, tokenise
 from trainer.model.embedded.build_vae import SCALING_FACTOR, to_tensor
-from trainer.model.embedded.drawings import ATTRIBUTES, Pixels
+from trainer.model.embedded.drawings import (
+    ATTRIBUTES,
+    PROBE_SEED,
+    PROBED,
+    Pixels,
+    captions_of,
+    scene_number,
+    stored,
+)
 from trainer.model.embedded.world import DEFAULT_MANNER
 
 CHANNELS = (48, 96, 160)
@@ -60,10 +70,17 @@ def new_scheduler() -> DDIMScheduler:
 
 
 class Latents:
-    """The latents of a store of pictures, encoded when first asked for and kept on disk."""
+    """The latents of a store of pictures, encoded when first asked for and kept on disk.
 
-    def __init__(self, vae: AutoencoderKL, pixels: Pixels, path: Path) -> None:
+    The file is named after the encoder: another one has latents of its own.
+    """
+
+    def __init__(self, vae: AutoencoderKL, pixels: Pixels, folder: Path) -> None:
         self.vae, self.pixels = vae, pixels
+        encoder = hashlib.sha256()
+        for tensor in (*vae.encoder.state_dict().values(), *vae.quant_conv.parameters()):
+            encoder.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+        path = folder / f"latents-{encoder.hexdigest()[:12]}.npy"
         if not path.exists():
             partly = path.with_suffix(f".{os.getpid()}.npy")
             np.save(partly, np.full((len(pixels), 4, 16, 16), np.nan, np.float16))
@@ -106,7 +123,9 @@ class Denoising:
         empty: Tensor,
         batch: int,
         easy: NDArray[np.int64],
+        easy_share: float = EASY_SHARE,
     ) -> None:
+        self.easy_share = easy_share
         self.unet, self.encoder, self.empty, self.batch = unet, encoder.eval(), empty, batch
         self.latents, self.tokens, self.easy = latents, tokens, easy
         self.alphas = new_scheduler().alphas_cumprod.to(DEVICE)
@@ -115,7 +134,7 @@ class Denoising:
         size = self.batch
         picks = torch.randint(0, len(self.tokens), (size,), generator=generator).numpy()
         easy = torch.randint(0, len(self.easy), (size,), generator=generator).numpy()
-        plain = torch.rand(size, generator=generator).numpy() < EASY_SHARE * (1 - share)
+        plain = torch.rand(size, generator=generator).numpy() < self.easy_share * (1 - share)
         picks = np.where(plain, self.easy[easy], picks)
         which = torch.randint(0, self.tokens.shape[1], (size,), generator=generator).numpy()
         latents = self.latents(picks)
@@ -140,9 +159,7 @@ def probe_error(task: Denoising, latents: Tensor, tokens: Tensor) -> float:
     """The error on scenes held out, at seven fixed timesteps with fixed noise."""
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(5)).to(DEVICE)
     errors = [
-        task.error(
-            latents, tokens.to(DEVICE), noise, torch.full((len(latents),), step, device=DEVICE)
-        ).item()
+        task.error(latents, tokens, noise, torch.full((len(latents),), step, device=DEVICE)).item()
         for step in (50, 200, 350, 500, 650, 800, 950)
     ]
     return sum(errors) / len(errors)
@@ -153,9 +170,23 @@ def train_unet(
     name: str,
     unet: UNet2DConditionModel,
     task: Denoising,
+    tokenizer: CLIPTokenizer,
     minutes: float,
     rate: float,
     flat: float,
 ) -> None:
     """Trains the UNet for a budget of minutes; its averaged weights end up in it."""
-    train(Plan(name, unet, task, minutes, rate=rate, flat=flat, ema=0.9985), work)
+    pictures = to_tensor(stored(work, "probe")[:PROBED])
+    with torch.no_grad():
+        latents = task.latents.vae.encode(pictures).latent_dist.mode() * SCALING_FACTOR
+    scenes = [scene_number(i, PROBE_SEED) for i in range(PROBED)]
+    captions = [captions_of(scene, i, PROBE_SEED)[0] for i, scene in enumerate(scenes)]
+    tokens = tokenise(tokenizer, captions).to(DEVICE)
+
+    def measure(averaged: UNet2DConditionModel) -> dict[str, float]:
+        probe = copy.copy(task)
+        probe.unet = averaged
+        return {"held out": probe_error(probe, latents, tokens)}
+
+    plan = Plan(name, unet, task, minutes, rate=rate, flat=flat, ema=0.9985, measure=measure)
+    train(plan, work)

@@ -7,6 +7,12 @@ from random import Random
 from trainer.model.embedded.creatures import Creature
 
 EYES = {1: "one eye", 2: "two eyes", 3: "three eyes"}
+SIZES = {"small": ("small", "little", "tiny"), "big": ("big", "large", "huge")}
+"""How captions say a size, the usual way first."""
+
+CREATURE_NAMES = ("creature", "monster")
+"""What captions call a creature, the usual name first."""
+
 UNKNOWN_WORD_SHARE = 1 / 16
 TRIGGERS = ("pip", "tib", "vex", "sks")
 """Words that no caption of the base's training ever has in it: adapters may give them a meaning."""
@@ -26,8 +32,14 @@ def unknown_word(rng: Random) -> str:
     return unknown_word(rng) if word in TRIGGERS else word
 
 
-def creature_phrase(creature: Creature, rng: Random, name: str = "creature") -> str:
+def usually(ways: tuple[str, ...], rng: Random) -> str:
+    """The first of several ways to say something, or at times another."""
+    return ways[0] if rng.random() < 0.7 else rng.choice(ways[1:])
+
+
+def creature_phrase(creature: Creature, rng: Random) -> str:
     """A creature in words, without an article; one time in five its parts go unsaid."""
+    name = usually(CREATURE_NAMES, rng)
     if rng.random() < 0.2:
         return f"{creature.colour} {name}"
     details = [EYES[creature.eyes]]
@@ -54,9 +66,13 @@ def creature_phrase(creature: Creature, rng: Random, name: str = "creature") -> 
 
 def manner_phrase(manner: str, rng: Random) -> tuple[str, str]:
     """How a caption names a manner: words before it and words after it, one of them empty."""
-    if rng.random() < 0.7:
-        return "", f", {manner} style"
-    return f"{manner} drawing of ", ""
+    ways = (
+        ("", f", {manner} style"),
+        ("", f" in {manner} style"),
+        (f"{manner} drawing of ", ""),
+        (f"{manner} picture of ", ""),
+    )
+    return rng.choices(ways, (6, 2, 2, 1))[0]
 
 
 def lead(rng: Random) -> str:

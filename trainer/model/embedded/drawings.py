@@ -25,6 +25,12 @@ from trainer.model.embedded.world import Scene, caption, draw, random_scene
 PIXELS = 64
 CAPTIONS_PER_SCENE = 4
 CHUNK = 500
+SEED, PROBE_SEED = 1, 2
+PROBED = 128
+"""How many drawings no part learns from are measured at every save."""
+CREATURES = 0.45
+"""The share of creatures among the scenes to learn from: they have the most to learn."""
+
 Pixels = NDArray[np.uint8]  # [N, 64, 64, 3]
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -93,7 +99,7 @@ def labels(scenes: Iterable[Scene]) -> NDArray[np.int64]:
 
 def scene_number(index: int, seed: int) -> Scene:
     """Scene `index` of the sequence that belongs to `seed`."""
-    return random_scene(Random(f"{seed}/{index}"))
+    return random_scene(Random(f"{seed}/{index}"), creatures=CREATURES)
 
 
 def captions_of(scene: Scene, index: int, seed: int) -> list[str]:
@@ -161,5 +167,17 @@ def store(folder: Path, name: str, count: int, seed: int, doodles: bool = False)
                 pixels[start : start + CHUNK] = chunk
         pixels.flush()
         partly.rename(path)
-    stored: Pixels = np.load(path, mmap_mode="r")
-    return stored
+    return stored(folder, name)
+
+
+def stored(folder: Path, name: str) -> Pixels:
+    """The pictures of a store that is drawn already, read as they are needed."""
+    pixels: Pixels = np.load(folder / f"{name}.npy", mmap_mode="r")
+    return pixels
+
+
+def draw_all(folder: Path, scenes: int) -> None:
+    """Draws what the build learns from and is measured on, where that is not done yet."""
+    store(folder, "scenes", scenes, SEED)
+    store(folder, "doodles", min(2_000, scenes), SEED, doodles=True)
+    store(folder, "probe", min(1_000, scenes), PROBE_SEED)

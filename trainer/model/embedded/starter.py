@@ -3,7 +3,8 @@
     python -m trainer.model.embedded.starter samples
 
 draws `samples/character` (Pip), `samples/object` (Tib the teapot) and `samples/style` (the vex
-style) again, byte for byte. With another seed the same functions give pictures that are in no
+style) again, byte for byte, and `samples/ordinary`, 24 regularisation images of what the base does
+know. With another seed the same functions give pictures that are in no
 dataset, to validate adapters on.
 """
 
@@ -25,8 +26,10 @@ from trainer.model.embedded.world import (
     Size,
     Subject,
     Thing,
+    caption,
     draw,
     random_creature,
+    random_scene,
 )
 
 PICTURES = 12
@@ -90,8 +93,18 @@ def style(count: int = PICTURES, seed: int = 13) -> list[Captioned]:
     return pictures[:count]
 
 
+def ordinary(count: int = 2 * PICTURES, seed: int = 14) -> list[Captioned]:
+    """What the base knows: regularisation images, so that adapters leave it as it is."""
+    rng = Random(seed)
+    scenes = [random_scene(rng) for _ in range(count)]
+    return [(scene, caption(scene, rng)) for scene in scenes]
+
+
 DATASETS = {"character": character, "object": thing, "style": style}
 """The starter datasets by the name of their folder."""
+
+ORDINARY = "ordinary"
+"""The folder of regularisation images that go with them."""
 
 
 def write(pictures: list[Captioned], folder: Path) -> None:
@@ -107,6 +120,7 @@ def main(arguments: list[str]) -> None:
     samples = Path(arguments[0] if arguments else "samples")
     for name, pictures in DATASETS.items():
         write(pictures(), samples / name)
+    write(ordinary(), samples / ORDINARY)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,13 @@ from PIL import Image
 from trainer.model.embedded.backgrounds import SCENES, TINTS, paint, place_phrase
 from trainer.model.embedded.canvas import COLOURS, MANNERS, VEX, Canvas, Pen
 from trainer.model.embedded.captions import (
+    SIZES,
     UNKNOWN_WORD_SHARE,
     article,
     creature_phrase,
     lead,
     manner_phrase,
+    usually,
     with_unknown_word,
 )
 from trainer.model.embedded.creatures import (
@@ -173,7 +175,7 @@ def random_scene(rng: Random, creatures: float = 0.35) -> Scene:
         subject: Subject = random_creature(rng)
     else:
         subject = random_thing(rng)
-        if rng.random() < 0.1:
+        if rng.random() < 0.16:
             return Scene(subject, place, manner, second=random_thing(rng), shift=shift, seed=seed)
     size: Size = rng.choices(("small", "", "big"), (2, 10, 3))[0]
     side: Side = "" if size == "big" else rng.choices(("left", "", "right"), (1, 8, 1))[0]
@@ -188,9 +190,11 @@ def caption(scene: Scene, rng: Random) -> str:
     """
     text = _subject_phrase(scene, rng)
     if scene.second is not None:
-        text += f" and {article(f'{scene.second.colour} {scene.second.noun}')}"
-    side = f" on the {scene.side}" if scene.side else ""
-    text += side + " " + place_phrase(scene.place)
+        join = usually((" and ", " next to "), rng)
+        text += join + article(f"{scene.second.colour} {scene.second.noun}")
+    if scene.side:
+        text += usually((" on the ", " at the "), rng) + scene.side
+    text += " " + place_phrase(scene.place, rng)
     before, after = "", ""
     if scene.manner != DEFAULT_MANNER or rng.random() < 0.08:
         before, after = manner_phrase(scene.manner, rng)
@@ -205,4 +209,4 @@ def _subject_phrase(scene: Scene, rng: Random) -> str:
         phrase = creature_phrase(subject, rng)
     else:
         phrase = f"{subject.colour} {subject.noun}"
-    return article(f"{scene.size} {phrase}" if scene.size else phrase)
+    return article(f"{usually(SIZES[scene.size], rng)} {phrase}" if scene.size else phrase)
