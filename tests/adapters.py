@@ -6,7 +6,8 @@ import torch
 
 from trainer.adapter.adapter import Adapter, LowRank
 from trainer.adapter.attach import Parts, select
-from trainer.adapter.layers import factor_shapes
+from trainer.adapter.kinds import KINDS
+from trainer.adapter.layers import shape_of
 
 
 def random_adapter(parts: Parts, seed: int = 0, rank: int = 3, size: float = 0.3) -> Adapter:
@@ -14,10 +15,10 @@ def random_adapter(parts: Parts, seed: int = 0, rank: int = 3, size: float = 0.3
     draws = torch.Generator().manual_seed(seed)
     adapter = {}
     for path, slot in select(parts, "attention").items():
-        down, up = factor_shapes(slot.layer, rank)
+        factors = KINDS["lora"].factors(shape_of(slot.layer), rank)
         adapter[path] = LowRank(
-            torch.randn(down, generator=draws) * size,
-            torch.randn(up, generator=draws) * size,
+            torch.randn(factors["down"].shape, generator=draws) * size,
+            torch.randn(factors["up"].shape, generator=draws) * size,
             float(rank),
         )
     return adapter

@@ -7,34 +7,24 @@ back bit for bit.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from trainer import settings
+from trainer.adapter.dropout import Dropout
 from trainer.adapter.factors import Adapter, LowRank
 from trainer.adapter.fit import fitted, mismatch
-from trainer.adapter.layers import LoraLayer, initial_factors, wrap
-from trainer.errors import AdapterError, UserError
+from trainer.adapter.gates import Gates, Strength
+from trainer.adapter.kinds import Layer
+from trainer.adapter.layers import AdapterLayer, initial, shape_of, wrap
+from trainer.adapter.plan import LayerPlan, plan, targeted
+from trainer.errors import AdapterError
+from trainer.model.quantise import is_packed
 from trainer.settings import Targets
-
-# A strength is a number, one number per image [B], or a function from module path to either.
-Strength = float | Tensor | Callable[[str], float | Tensor]
-
-_ATTENTION = r"\.attn[12]\.(to_[qkv]|to_out\.0)$|\.self_attn\.([qkv]|out)_proj$"
-_FEED_FORWARD = r"\.ff\.net\.(0\.proj|2)$|\.mlp\.fc[12]$"
-_TRANSFORMER = r"^unet\..*\.attentions\.|\.encoder\.layers\."
-_CONVOLUTION = r"^unet\..*\.(resnets|downsamplers|upsamplers)\."
-_PATTERNS: dict[Targets, str] = {
-    "attention": _ATTENTION,
-    "attention-ff": f"{_ATTENTION}|{_FEED_FORWARD}",
-    "linear": _TRANSFORMER,
-    "linear-conv": f"{_TRANSFORMER}|{_CONVOLUTION}",
-}
 
 
 @dataclass(frozen=True)
@@ -78,38 +68,39 @@ def select(parts: Parts, targets: Targets) -> dict[str, Slot]:
     Raises:
         UserError: if a part of the model has none of them.
     """
-    pattern = re.compile(_PATTERNS[targets])
-    chosen = {path: slot for path, slot in slots(parts).items() if pattern.search(path)}
-    for part in parts:
-        if not any(path.startswith(f"{part}.") for path in chosen):
-            raise UserError(f"adapter.targets {targets!r} matches no layer of the {part}.")
-    return chosen
+    places = slots(parts)
+    return {path: places[path] for path in targeted(places, targets)}
 
 
 @dataclass
 class Attachment:
-    """Adapters on a model. `names` are in the order of their rows; `layers` are by module path."""
+    """Adapters on a model. `names` are in the order of their rows; `layers` are by module path.
 
-    layers: dict[str, LoraLayer]
+    `dropout` and `plans` are of one that is trained.
+    """
+
+    layers: dict[str, AdapterLayer]
     names: tuple[str, ...]
     _slots: dict[str, Slot]
-    _gates: dict[str, dict[str, Tensor]]  # module path -> adapter name -> alpha / rank per row [R]
+    _gates: Gates
+    dropout: Dropout
+    plans: Mapping[str, LayerPlan]
 
     def set(self, strengths: Mapping[str, Strength]) -> None:
         """Sets the strength of each named adapter; those not named are off.
 
-        Costs a few small tensors a layer. Raises KeyError for a name that is not attached.
+        Raises KeyError for a name that is not attached.
         """
         unknown = set(strengths) - set(self.names)
         if unknown:
             raise KeyError(f"not attached: {', '.join(sorted(unknown))}")
+        found, gates_on = self._gates.at(strengths)
+        gates: dict[torch.device, dict[str, Tensor]] = {}
         for path, layer in self.layers.items():
-            layer.gate = _gate(
-                {
-                    name: (rows, _at(strengths.get(name, 0.0), path))
-                    for name, rows in self._gates[path].items()
-                }
-            )
+            device = next(iter(layer.factors.values())).device  # not all parts are on the same
+            if device not in gates:
+                gates[device] = gates_on(device)
+            layer.use(found[path], gates[device][path])
 
     def attach(self) -> None:
         """Puts the adapter layers in place, again after `detach`."""
@@ -124,12 +115,7 @@ class Attachment:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self.detach()
 
 
@@ -141,68 +127,91 @@ def attach(parts: Parts, adapters: Mapping[str, Adapter]) -> Attachment:
             model is then as it was.
     """
     places = slots(parts)
-    shapes = {path: tuple(_weight(slot).shape) for path, slot in places.items()}
+    shapes = _shapes(places)
     for name, adapter in adapters.items():
         if problem := mismatch(adapter, shapes):
             raise AdapterError(f"{name}: {problem}", "Use it with the base it was trained on.")
     adapters = {name: fitted(adapter, shapes) for name, adapter in adapters.items()}
     paths = [path for path in places if any(path in adapter for adapter in adapters.values())]
-    layers: dict[str, LoraLayer] = {}
-    gates: dict[str, dict[str, Tensor]] = {}
+    layers: dict[str, AdapterLayer] = {}
+    scales: dict[str, dict[str, list[float]]] = {}
     for path in paths:
         factors = {name: adapter[path] for name, adapter in adapters.items() if path in adapter}
         weight = _weight(places[path])
-        layers[path] = wrap(places[path].layer, *_concatenate(factors.values(), weight), None)
-        gates[path] = {
-            name: torch.full((factor.rank,), factor.scale, device=weight.device)
-            for name, factor in factors.items()
-        }
-    return _put(places, layers, gates, tuple(adapters))
+        layer = wrap(places[path].layer, *_concatenate(factors.values(), weight), None)
+        if len(factors) == 1:
+            (layer.alpha,) = (factor.alpha for factor in factors.values())
+        layers[path] = layer
+        scales[path] = {name: [factor.scale] * factor.rank for name, factor in factors.items()}
+    return _put(places, layers, scales, tuple(adapters), Dropout(0, 0, 0), {})
 
 
-def attach_new(
-    parts: Parts, targets: Targets, rank: int, alpha: float, generator: torch.Generator
-) -> Attachment:
-    """Puts a fresh, trainable adapter named `new` on the layers that `targets` means.
+def planned(parts: Parts, wanted: settings.Adapter) -> dict[str, LayerPlan]:
+    """The adapter that the settings mean on these parts. Raises UserError as `attach_new` does."""
+    return plan(_shapes(slots(parts)), wanted)
+
+
+def attach_new(parts: Parts, wanted: settings.Adapter, generator: torch.Generator) -> Attachment:
+    """Puts a fresh, trainable adapter named `new` on the layers that the settings mean.
 
     The factors are drawn from `generator` (on the CPU) in a fixed order.
+
+    Raises:
+        UserError: if targets, a pattern or a block matches no layer; the model is as it was.
     """
-    places = select(parts, targets)
-    layers: dict[str, LoraLayer] = {}
-    gates: dict[str, dict[str, Tensor]] = {}
-    for path, slot in places.items():
-        device = _weight(slot).device
-        down, up = initial_factors(slot.layer, rank, generator)
-        layer = wrap(slot.layer, down.to(device), up.to(device), None)
-        layer.down.requires_grad_(True)
-        layer.up.requires_grad_(True)
+    places = slots(parts)
+    plans = plan(_shapes(places), wanted)
+    layers: dict[str, AdapterLayer] = {}
+    scales: dict[str, dict[str, list[float]]] = {}
+    dropout = Dropout(wanted.dropout, wanted.rank_dropout, wanted.module_dropout)
+    for number, (path, layer_plan) in enumerate(plans.items()):
+        base = places[path].layer
+        device = _weight(places[path]).device
+        tensors = {
+            role: initial(factor, base, generator).to(device)
+            for role, factor in layer_plan.factors.items()
+        }
+        layer = layer_plan.kind.trainable(base, tensors, layer_plan.alpha)
+        layer.dropout, layer.number = dropout, number
+        layer.fast = frozenset(role for role, factor in layer_plan.factors.items() if factor.fast)
+        for trained in layer.factors.values():
+            trained.requires_grad_(True)
         layers[path] = layer
-        gates[path] = {"new": torch.full((rank,), alpha / rank, device=device)}
-    return _put(places, layers, gates, ("new",))
+        scales[path] = {"new": [layer_plan.alpha / layer_plan.rank] * layer_plan.rank}
+    return _put(places, layers, scales, ("new",), dropout, plans)
 
 
-def read_back(attachment: Attachment, alpha: float) -> dict[str, LowRank]:
+def read_back(attachment: Attachment) -> dict[str, Layer]:
     """The trained adapter as data, on the CPU in fp32; the copy does not follow later steps."""
-    return {
-        path: LowRank(
-            layer.down.detach().to("cpu", torch.float32, copy=True),
-            layer.up.detach().to("cpu", torch.float32, copy=True),
-            alpha,
-        )
-        for path, layer in attachment.layers.items()
-    }
+    return {path: _copied(layer.data()) for path, layer in attachment.layers.items()}
+
+
+def _copied(value: Any) -> Any:
+    """A layer as data with tensors of its own."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", torch.float32, copy=True)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _copied(getattr(value, f.name)) for f in fields(value)})
+    return value
 
 
 def _put(
     places: Mapping[str, Slot],
-    layers: dict[str, LoraLayer],
-    gates: dict[str, dict[str, Tensor]],
+    layers: dict[str, AdapterLayer],
+    scales: Mapping[str, Mapping[str, Sequence[float]]],
     names: tuple[str, ...],
+    dropout: Dropout,
+    plans: Mapping[str, LayerPlan],
 ) -> Attachment:
-    attachment = Attachment(layers, names, {path: places[path] for path in layers}, gates)
+    used = {path: places[path] for path in layers}
+    attachment = Attachment(layers, names, used, Gates(scales), dropout, plans)
     attachment.set(dict.fromkeys(names, 1.0))
     attachment.attach()
     return attachment
+
+
+def _shapes(places: Mapping[str, Slot]) -> dict[str, tuple[int, ...]]:
+    return {path: shape_of(slot.layer) for path, slot in places.items()}
 
 
 def _weight(slot: Slot) -> Tensor:
@@ -216,24 +225,5 @@ def _concatenate(factors: Iterable[LowRank], weight: Tensor) -> tuple[Tensor, Te
     down = torch.cat([factor.down.float() for factor in factors], dim=0)
     up = torch.cat([factor.up.float() for factor in factors], dim=1)
     # Frozen factors may as well be in the base's precision: no cast in every call.
-    return down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype)
-
-
-def _gate(rows: Mapping[str, tuple[Tensor, float | Tensor]]) -> Tensor | None:
-    """[R], or [B, R] if any strength is per image; None if all are off."""
-    if all(isinstance(strength, float | int) and strength == 0 for _, strength in rows.values()):
-        return None
-    columns = []
-    for scale, strength in rows.values():
-        if isinstance(strength, Tensor):
-            columns.append(strength.to(scale.device, scale.dtype)[:, None] * scale)
-        else:
-            columns.append(scale * strength)
-    images = max((column.shape[0] for column in columns if column.dim() == 2), default=None)
-    if images is not None:
-        columns = [column.expand(images, -1) for column in columns]
-    return torch.cat(columns, dim=-1)
-
-
-def _at(strength: Strength, path: str) -> float | Tensor:
-    return strength(path) if callable(strength) else strength
+    dtype = down.dtype if is_packed(weight) else weight.dtype
+    return down.to(weight.device, dtype), up.to(weight.device, dtype)

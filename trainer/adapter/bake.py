@@ -17,12 +17,15 @@ from trainer.adapter.factors import Adapter
 from trainer.adapter.fuse import FuseReport, fuse
 from trainer.errors import AdapterError, UserError
 from trainer.files import TEMPORARY_SUFFIX, sync
+from trainer.model.load_file import unpack
+from trainer.model.single_file import read_single_file
 
 
 def bake(
     base: Path, adapter: Adapter, output: Path, dtype: torch.dtype | None = None
 ) -> FuseReport:
-    """Writes `base`, a diffusers folder, with `adapter` in its weights to the new folder `output`.
+    """Writes `base`, a diffusers folder or a single file, with `adapter` in its weights to the new
+    diffusers folder `output`.
 
     Sums are formed in fp32 and rounded once to `dtype`, or to the weights' own. The folder appears
     whole or not at all.
@@ -46,14 +49,18 @@ def bake(
     temporary = Path(
         tempfile.mkdtemp(prefix=f"{output.name}.", suffix=TEMPORARY_SUFFIX, dir=output.parent)
     )
+    source = base
     try:
-        for file in sorted(base.rglob("*")):
-            place = temporary / file.relative_to(base)
+        if base.is_file():
+            source = temporary
+            unpack(read_single_file(base), temporary)
+        for file in sorted(source.rglob("*")):
+            place = temporary / file.relative_to(source)
             if file.is_dir():
                 place.mkdir(exist_ok=True)
-            elif file.suffix == ".safetensors" and _part(file, base) in _parts(adapter):
-                _rewrite(file, place, _part(file, base), changed)
-            else:
+            elif file.suffix == ".safetensors" and _part(file, source) in _parts(adapter):
+                _rewrite(file, place, _part(file, source), changed)
+            elif file != place:
                 shutil.copy2(file, place)
         temporary.chmod(0o755)
         temporary.replace(output)

@@ -87,10 +87,27 @@ class Conflict:
             lines.append(
                 f"They pull apart most in {tense[0]} ({self.blocks[tense[0]].cosine:+.2f})."
             )
-        for name, layers in zip(self.names, self.strongest, strict=True):
+        for name, layers, alone in zip(self.names, self.strongest, self.alone, strict=True):
             path, share = next(iter(layers.items()))
-            lines.append(f"{name} is strongest in {path}, with {share:.0%} of its energy.")
+            others = f", and has {alone} layers for itself" if alone else ""
+            lines.append(f"{name} is strongest in {path}, with {share:.0%} of its energy{others}.")
         lines.append(f"The mix compressed to rank {self.rank} loses {self.loss:.1%}.")
+        return "\n".join(lines)
+
+    def to_table(self) -> str:
+        """The overlaps by block for a person, a line each."""
+        one, two = self.names
+        width = max(map(len, self.blocks))
+        lines = [
+            f"By block, the cosine of both changes, how much of what they read and write is "
+            f"shared (by chance), and the share of {one} and of {two} that is there:"
+        ]
+        for block, it in self.blocks.items():
+            lines.append(
+                f"  {block:{width}}  {it.cosine:+.2f}  reads {it.inputs:4.0%}  "
+                f"writes {it.outputs:4.0%}  ({it.chance:.0%})  "
+                f"{it.shares[0]:4.0%} and {it.shares[1]:4.0%}"
+            )
         return "\n".join(lines)
 
 

@@ -32,10 +32,12 @@ _GET_IT_AGAIN = "Get the file again from where it came from."
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: its number format as safetensors spells it, and its shape."""
+    """One tensor: its number format as safetensors spells it, its shape, and where its bytes begin
+    after the header."""
 
     dtype: str
     shape: tuple[int, ...]
+    begin: int
 
     @property
     def size(self) -> int:
@@ -70,8 +72,8 @@ def read_container(path: Path) -> Container:
     # Counted in the bytes, because parsing a million entries takes longer than anyone waits.
     if text.count(b'"data_offsets"') > MAX_TENSORS:
         raise AdapterError(
-            f"{path} lists more tensors than the {MAX_TENSORS} that an adapter has at most.",
-            "This is not an adapter.",
+            f"{path} lists more tensors than the {MAX_TENSORS} that a model has at most.",
+            "This is neither an adapter nor a base.",
         )
     tree = _parse(path, text)
     metadata = _metadata(path, tree.pop("__metadata__", {}))
@@ -144,14 +146,14 @@ def _entries(path: Path, tree: dict[str, Any], available: int) -> dict[str, Entr
     entries: dict[str, Entry] = {}
     ranges: list[tuple[int, int]] = []
     for name, item in tree.items():
-        entry, begin, end = _entry(path, name, item)
-        if entry.size * _BYTES[entry.dtype] != end - begin:
+        entry, end = _entry(path, name, item)
+        if entry.size * _BYTES[entry.dtype] != end - entry.begin:
             raise AdapterError(
-                f"{path}: the shape of {name!r} does not fit its {end - begin} bytes.",
+                f"{path}: the shape of {name!r} does not fit its {end - entry.begin} bytes.",
                 _GET_IT_AGAIN,
             )
         entries[name] = entry
-        ranges.append((begin, end))
+        ranges.append((entry.begin, end))
     position = 0
     for begin, end in sorted(ranges):
         if begin != position:
@@ -168,7 +170,8 @@ def _entries(path: Path, tree: dict[str, Any], available: int) -> dict[str, Entr
     return entries
 
 
-def _entry(path: Path, name: str, item: object) -> tuple[Entry, int, int]:
+def _entry(path: Path, name: str, item: object) -> tuple[Entry, int]:
+    """A tensor's entry, and where its bytes end."""
     match item:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]}:
             if dtype not in _BYTES:
@@ -176,5 +179,5 @@ def _entry(path: Path, name: str, item: object) -> tuple[Entry, int, int]:
             numbers = [*shape, begin, end]
             # bool is an int to Python, but not a size
             if all(type(number) is int and 0 <= number < 2**48 for number in numbers):
-                return Entry(dtype, tuple(shape)), begin, end
+                return Entry(dtype, tuple(shape), begin), end
     raise AdapterError(f"{path}: the header's entry for {name!r} is broken.", _GET_IT_AGAIN)

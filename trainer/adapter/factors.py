@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,12 @@ class LowRank:
     down: Tensor
     up: Tensor
     alpha: float
+
+    @staticmethod
+    def of(up: Tensor, down: Tensor, scale: float) -> LowRank:
+        """scale · up @ down, for up [out, rank] and down [rank, in(, kh, kw)]."""
+        up = up.reshape(*up.shape, *([1, 1] if down.dim() == 4 else []))
+        return LowRank(down.contiguous(), up.contiguous(), scale * down.shape[0])
 
     @property
     def rank(self) -> int:

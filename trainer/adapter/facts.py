@@ -11,7 +11,7 @@ from trainer.adapter import algebra
 from trainer.adapter.blocks import block_of, in_order
 from trainer.adapter.factors import LowRank
 from trainer.adapter.header import read_header
-from trainer.adapter.lycoris import DoRA, Layer
+from trainer.adapter.kinds import DoRA, Layer, kind_of
 from trainer.adapter.reading import load
 
 
@@ -30,7 +30,8 @@ def facts(path: Path) -> dict[str, Any]:
     blocks: dict[str, float] = {}
     for module, norm in norms.items():
         blocks[block_of(module)] = math.hypot(blocks.get(block_of(module), 0.0), norm or 0.0)
-    plain = [layer for layer in loaded.layers.values() if isinstance(layer, LowRank)]
+    natural = [kind_of(layer).natural(layer) for layer in loaded.layers.values()]
+    alphas = Counter(found[1] for found in natural if found)
     return {
         "file": str(path),
         "name": loaded.header.name,
@@ -39,7 +40,7 @@ def facts(path: Path) -> dict[str, Any]:
         "kinds": dict(file.kinds),
         "rank": file.rank,
         "ranks": {str(rank): count for rank, count in sorted(file.ranks.items())},
-        "alphas": {f"{a:g}": n for a, n in sorted(Counter(one.alpha for one in plain).items())},
+        "alphas": {f"{alpha:g}": count for alpha, count in sorted(alphas.items())},
         "trigger_words": list(loaded.header.trigger_words),
         "base": loaded.header.base,
         "modules": file.modules,
@@ -61,6 +62,12 @@ def norm_of(layer: Layer) -> float | None:
     return algebra.norm(layer) if isinstance(layer, LowRank) else float(layer.delta().norm())
 
 
+def _norm(known: dict[str, Any]) -> str:
+    if all(norm is None for norm in known["layers"].values()):
+        return "depends on the base's weights"
+    return f"{known['norm']:.4g}"
+
+
 def to_words(known: dict[str, Any]) -> str:
     """The facts for a person, a line each."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in known["kinds"].items())
@@ -74,7 +81,7 @@ def to_words(known: dict[str, Any]) -> str:
         f"alpha       {', '.join(known['alphas']) or 'none'}",
         f"targets     {targets}",
         f"parameters  {known['parameters']:,} in {known['dtype']}",
-        f"norm        {known['norm']:.4g}",
+        f"norm        {_norm(known)}",
     ]
     if known["trigger_words"]:
         lines.append(f"triggers    {', '.join(known['trigger_words'])}")

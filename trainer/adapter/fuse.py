@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,14 +40,6 @@ class Fused:
     error: float
     unchanged: float
     finite: bool
-
-    @property
-    def refused(self) -> bool:
-        return not self.finite or self.gain < REFUSE_GAIN
-
-    @property
-    def doubtful(self) -> bool:
-        return self.refused or self.error > WARN_ERROR
 
 
 def fuse_weight(weight: Tensor, delta: Tensor, dtype: torch.dtype | None = None) -> Fused:
@@ -80,6 +73,18 @@ class FuseReport:
     gains: Mapping[str, float]
     errors: Mapping[str, float]
     unchanged: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values, layer by layer."""
+        layers = {
+            path: {
+                "gain": gain,
+                "error": self.errors[path],
+                "unchanged": self.unchanged[path],
+            }
+            for path, gain in self.gains.items()
+        }
+        return {"gain": self.gain, "doubtful": list(self.doubtful), "layers": layers}
 
     @property
     def doubtful(self) -> tuple[str, ...]:
@@ -117,13 +122,14 @@ def fuse(
     Raises:
         AdapterError: if the adapter does not fit, a layer is quantised, or rounding would lose it.
     """
+    for path in adapter.keys() & weights.keys():  # packed weights have shapes of their own
+        _check_number_format(path, weights[path])
     wrong = mismatch(adapter, {path: tuple(weight.shape) for path, weight in weights.items()})
     if wrong:
         raise AdapterError(wrong, "Use the adapter with the base it is made for.")
     fused, gains, errors, unchanged = dict(weights), {}, {}, {}
     kept = whole = 0.0
     for path, layer in adapter.items():
-        _check_number_format(path, weights[path])
         result = fuse_weight(weights[path], layer.delta(), dtype)
         if not result.finite:
             raise AdapterError(

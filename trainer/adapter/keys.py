@@ -152,6 +152,11 @@ def kohya_name(path: str, family: Family) -> str | None:
     return name if canonical(name) == path else None
 
 
+def kohya_key(name: str, role: str) -> str:
+    """The key of one tensor of a module, by kohya's name of it; LyCORIS' roles are their own."""
+    return f"{name}.lora_{role}.weight" if role in ("down", "up") else f"{name}.{role}"
+
+
 def kernel_size(path: str) -> int:
     """The side of a layer's convolution kernel, which is the same in all families: 3, or 1 where
     the layer is linear or a convolution of single pixels."""

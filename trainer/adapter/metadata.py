@@ -17,7 +17,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from trainer.adapter.recognise import family_in_metadata
-from trainer.model.bases import EMBEDDED, HUB_ID, Family
+from trainer.model.bases import EMBEDDED, Family, is_on_hub
 
 FORMAT_VERSION = 1
 
@@ -39,6 +39,11 @@ _ARCHITECTURES = {
 _ORIGINAL, _DIFFUSERS = "https://github.com/Stability-AI/generative-models", "diffusers"
 _DEFAULT_RESOLUTION = {Family.SD1: 512, Family.SD2: 768, Family.SDXL: 1024}
 _MOST_TAGS = 5000
+# By kind, as LyCORIS states its options; other kinds are their own algorithm.
+_NETWORK_ARGS: dict[str, dict[str, str]] = {
+    "lora": {},
+    "dora": {"algo": "lora", "dora_wd": "True"},
+}
 
 Tags = Mapping[str, Mapping[str, int]]
 
@@ -49,7 +54,7 @@ class Header:
 
     Attributes:
         name: shown by the tools that load the file.
-        rank, alpha: of most layers; each layer's own are in the tensors.
+        rank, alpha, kind: of most layers; each layer's own are in the tensors.
         trigger_words: words that call the adapter in a prompt.
         base: the reference it was trained on (`embedded`, a hub id, a folder or a file).
         base_hash: SHA-256 of the base's weights, in hex.
@@ -66,6 +71,7 @@ class Header:
     family: Family | None
     rank: int | None = None
     alpha: float | None = None
+    kind: str = "lora"
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     trigger_words: tuple[str, ...] = ()
     base: str | None = None
@@ -123,6 +129,7 @@ class Header:
             family=Family(family) if known and family else family_in_metadata(metadata),
             rank=_integer(get("ss_network_dim")),
             alpha=_number(get("ss_network_alpha")),
+            kind=get("atelier.kind", "lora"),
             prediction_type="v_prediction" if v_prediction else "epsilon",
             trigger_words=triggers,
             base=get("atelier.base") or get("ss_sd_model_name"),
@@ -148,10 +155,10 @@ def _kohya(header: Header, created: datetime) -> dict[str, str | None]:
         "ss_output_name": header.name,
         "ss_base_model_version": base,
         "ss_v2": str(header.family is Family.SD2),
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "networks.lora" if header.kind == "lora" else "lycoris.kohya",
         "ss_network_dim": _text(header.rank),
         "ss_network_alpha": _text(header.alpha),
-        "ss_network_args": "{}",
+        "ss_network_args": json.dumps(_NETWORK_ARGS.get(header.kind, {"algo": header.kind})),
         "ss_sd_model_name": PurePath(header.base).name if header.base else None,
         "ss_new_sd_model_hash": header.base_hash,
         "ss_resolution": f"({header.resolution}, {header.resolution})"
@@ -199,6 +206,7 @@ def _own(header: Header, created: datetime) -> dict[str, str | None]:
     return {
         "atelier.version": str(FORMAT_VERSION),
         "atelier.family": header.family.value if header.family else None,
+        "atelier.kind": None if header.kind == "lora" else header.kind,
         "atelier.base": header.base,
         "atelier.base_hash": header.base_hash,
         "atelier.resolution": _text(header.resolution),
@@ -223,7 +231,7 @@ def _written() -> frozenset[str]:
 
 
 def _public_base(base: str | None) -> str | None:
-    if base is None or base == EMBEDDED or HUB_ID.fullmatch(base):
+    if base is None or base == EMBEDDED or is_on_hub(base):
         return base
     return PurePath(base).name
 

@@ -20,6 +20,8 @@ from trainer.errors import AdapterError
 METADATA_KEY = "lora_adapter_metadata"
 _PEFT_FILE, _CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _ALPHAS = {"lora_alpha", "alpha"}  # LoRA's, and that of the other kinds
+# Ways to begin that also change the base, without which the factors mean nothing.
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _LITERAL = re.compile(r"\^?[\w.]+")
 
 
@@ -84,6 +86,11 @@ def _scaling(path: Path, config: Mapping[str, Any]) -> Scaling:
     patterns = config.get("alpha_pattern") or {}
     if not _is_number(alpha) or not isinstance(patterns, dict):
         raise AdapterError(f"{path} states its lora_alpha or alpha_pattern in an unknown way.")
+    if str(start := config.get("init_lora_weights")).lower().startswith(_CHANGED_BASE):
+        raise AdapterError(
+            f"{path} is for a base that was changed when its training began ({start}).",
+            "Save it from PEFT with path_initial_model_for_weight_conversion, as a plain LoRA.",
+        )
     for name, value in patterns.items():
         if not _LITERAL.fullmatch(name) or not _is_number(value):
             raise AdapterError(f"{path} has an alpha_pattern that is not understood: {name!r}.")

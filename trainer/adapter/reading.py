@@ -24,8 +24,9 @@ from trainer.adapter.container import Container, read_container
 from trainer.adapter.factors import Adapter, LowRank
 from trainer.adapter.header import RANKED, Header, describe
 from trainer.adapter.keys import Form, kernel_size
-from trainer.adapter.lycoris import DoRA, Layer, to_low_rank
+from trainer.adapter.kinds import DoRA, Layer
 from trainer.adapter.peft import Scaling, scalings
+from trainer.adapter.plain import to_low_rank
 from trainer.errors import AdapterError
 from trainer.model.bases import Family
 

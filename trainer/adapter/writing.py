@@ -20,22 +20,22 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from trainer.adapter.container import MAX_HEADER_BYTES
-from trainer.adapter.factors import Adapter
 from trainer.adapter.header import Header
-from trainer.adapter.keys import Form, kohya_name
+from trainer.adapter.keys import Form, kohya_key, kohya_name
+from trainer.adapter.kinds import Layer, LowRank, kind_of
 from trainer.errors import AdapterError
 from trainer.files import replace_atomically
 
 
 def save(
-    adapter: Adapter,
+    adapter: Mapping[str, Layer],
     path: Path,
     header: Header,
     *,
     precision: torch.dtype = torch.float16,
     form: Form = "kohya",
 ) -> None:
-    """Writes an adapter to `path`, whole or not at all; the folder must exist.
+    """Writes an adapter of any kind to `path`, whole or not at all; the folder must exist.
 
     The file's rank and alpha are those of most layers, whatever `header` says. In the diffusers
     form the scale is folded into the factors, since that form has no alpha.
@@ -57,8 +57,10 @@ def save(
                 f"{path} is not written: {name} has values that are not finite in {precision}.",
                 "The adapter is broken, or needs a precision with a wider range, such as fp32.",
             )
-    rank = Counter(layer.rank for layer in adapter.values()).most_common(1)[0][0]
-    stated = replace(header, rank=rank, alpha=alpha if form == "kohya" else rank)
+    ranks = Counter(rank for rank, _ in _natural(adapter))
+    rank = ranks.most_common(1)[0][0] if ranks else None
+    kind = Counter(kind_of(layer).name for layer in adapter.values()).most_common(1)[0][0]
+    stated = replace(header, rank=rank, alpha=alpha if form == "kohya" else rank, kind=kind)
     header_bytes, body = _content(tensors, stated.to_metadata())
     if len(header_bytes) > MAX_HEADER_BYTES:
         raise AdapterError(
@@ -75,20 +77,26 @@ def save(
     replace_atomically(path, write)
 
 
-def common_alpha(adapter: Adapter, precision: torch.dtype) -> float:
+def common_alpha(adapter: Mapping[str, Layer], precision: torch.dtype) -> float:
     """The one alpha of a file: that of most layers, so that most are written as they are.
 
     Rounded to `precision`, in which it is stored; 1 if no layer has a positive one.
     """
-    counts = Counter(layer.alpha for layer in adapter.values() if layer.alpha > 0)
+    counts = Counter(alpha for _, alpha in _natural(adapter) if alpha > 0)
     if not counts:
         return 1.0
     most = max(counts, key=lambda alpha: (counts[alpha], alpha))
     return float(torch.tensor(most).to(precision))
 
 
+def _natural(adapter: Mapping[str, Layer]) -> list[tuple[int, float]]:
+    """Rank and alpha of each layer that has them."""
+    found = (kind_of(layer).natural(layer) for layer in adapter.values())
+    return [natural for natural in found if natural is not None]
+
+
 def _kohya_tensors(
-    adapter: Adapter, header: Header, alpha: float, precision: torch.dtype
+    adapter: Mapping[str, Layer], header: Header, alpha: float, precision: torch.dtype
 ) -> dict[str, Tensor]:
     if header.family is None:
         raise AdapterError(
@@ -103,16 +111,22 @@ def _kohya_tensors(
                 f"The layer {path} has no name in kohya's form for {header.family.full_name}.",
                 "Was the adapter made for another base?",
             )
-        # up · alpha/A at scale A/r is up at scale alpha/r
-        tensors[f"{name}.lora_up.weight"] = _stored(layer.up, layer.alpha / alpha, precision)
-        tensors[f"{name}.lora_down.weight"] = _stored(layer.down, 1.0, precision)
-        tensors[f"{name}.alpha"] = torch.tensor(alpha).to(precision)
+        kind = kind_of(layer)
+        for role, tensor in kind.write(layer, alpha).items():
+            stored = torch.float32 if role in kind.wide else precision
+            tensors[kohya_key(name, role)] = tensor.to("cpu", stored).contiguous()
+        tensors[kohya_key(name, "alpha")] = torch.tensor(alpha).to(precision)
     return tensors
 
 
-def _diffusers_tensors(adapter: Adapter, precision: torch.dtype) -> dict[str, Tensor]:
+def _diffusers_tensors(adapter: Mapping[str, Layer], precision: torch.dtype) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path, layer in adapter.items():
+        if not isinstance(layer, LowRank):
+            raise AdapterError(
+                f"diffusers' form holds plain LoRA, and {path} is {type(layer).__name__}.",
+                "Convert it to plain LoRA first.",
+            )
         tensors[f"{path}.lora_A.weight"] = _stored(layer.down, 1.0, precision)
         tensors[f"{path}.lora_B.weight"] = _stored(layer.up, layer.scale, precision)
     return tensors

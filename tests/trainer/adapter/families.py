@@ -66,13 +66,14 @@ def unet(family: Family, *, deep: bool = False) -> UNet2DConditionModel:
 
 def text_encoder(family: Family, *, second: bool = False, deep: bool = False) -> nn.Module:
     true_layers = _TEXT_LAYERS[family][int(second)]
+    width = TEXT_WIDTH + 8 if family is Family.SD2 else TEXT_WIDTH
     config = CLIPTextConfig(
         vocab_size=600,
-        hidden_size=TEXT_WIDTH,
+        hidden_size=width,
         intermediate_size=24,
         num_hidden_layers=true_layers if deep or family is not Family.SDXL else 2,
         num_attention_heads=2,
-        projection_dim=TEXT_WIDTH,
+        projection_dim=width,
         hidden_act="gelu" if family is Family.SD2 or second else "quick_gelu",
         bos_token_id=0,
         eos_token_id=1,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests import tiny
+from trainer import settings
 from trainer.adapter.attach import Attachment, attach, attach_new, read_back, select
 from trainer.adapter.factors import Adapter, LowRank
+from trainer.adapter.kinds import Layer
 from trainer.errors import AdapterError, UserError
 
 PATH = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -32,10 +35,14 @@ def _output(parts: dict[str, nn.Module], images: int = 2) -> Tensor:
 
 def _trained(parts: dict[str, nn.Module], seed: int) -> Adapter:
     draws = torch.Generator().manual_seed(seed)
-    with attach_new(parts, "attention", 3, 6.0, draws) as attachment:
+    with attach_new(parts, settings.Adapter(rank=3, alpha=6), draws) as attachment:
         for layer in attachment.layers.values():
             layer.up.data.normal_(0, 0.3, generator=draws)
-        return read_back(attachment, 6.0)
+        return _plain(read_back(attachment))
+
+
+def _plain(adapter: Mapping[str, Layer]) -> Adapter:
+    return {path: layer for path, layer in adapter.items() if isinstance(layer, LowRank)}
 
 
 def test_attention_means_every_projection_of_attention(parts: dict[str, nn.Module]) -> None:
@@ -61,7 +68,8 @@ def test_a_part_without_targets_is_refused() -> None:
 def test_new_then_detached_is_the_base_bit_for_bit(parts: dict[str, nn.Module]) -> None:
     before = _output(parts)
     modules = {name: list(part.modules()) for name, part in parts.items()}
-    attachment = attach_new(parts, "linear-conv", 4, 4.0, torch.Generator().manual_seed(0))
+    wanted = settings.Adapter(targets="linear-conv", rank=4, alpha=4)
+    attachment = attach_new(parts, wanted, torch.Generator().manual_seed(0))
     assert torch.equal(_output(parts), before)
     attachment.detach()
     assert torch.equal(_output(parts), before)
@@ -128,7 +136,7 @@ def test_reading_back_gives_what_was_attached(parts: dict[str, nn.Module]) -> No
     adapter = _trained(parts, 1)
     attachment: Attachment
     with attach(parts, {"a": adapter}) as attachment:
-        again = read_back(attachment, 6.0)
+        again = _plain(read_back(attachment))
     assert again.keys() == adapter.keys()
     for path, factor in adapter.items():
         assert torch.equal(again[path].down, factor.down)

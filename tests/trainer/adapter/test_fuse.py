@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.trainer.adapter import families
 from trainer.adapter.compose import combine
+from trainer.adapter.factors import LowRank
 from trainer.adapter.fuse import fuse, fuse_weight
 from trainer.errors import AdapterError
 
@@ -38,7 +39,6 @@ def test_gains_are_those_measured_of_real_formats(
     weight, delta = weight_and_delta(ratio)
     fused = fuse_weight(weight.to(dtype), delta)
     assert fused.gain == pytest.approx(gain, abs=0.05)
-    assert fused.refused == (gain < 0.95)
     assert fused.weight.dtype == dtype
 
 
@@ -60,12 +60,14 @@ def test_a_zero_delta_changes_nothing() -> None:
     weight, _ = weight_and_delta(1)
     fused = fuse_weight(weight.half(), torch.zeros_like(weight))
     assert torch.equal(fused.weight, weight.half())
-    assert not fused.doubtful
+    assert (fused.gain, fused.error) == (1.0, 0.0)
 
 
 def test_overflow_is_refused() -> None:
     weight = torch.full((2, 2), 60_000.0).half()
-    assert fuse_weight(weight, weight.float()).refused
+    assert not fuse_weight(weight, weight.float()).finite
+    with pytest.raises(AdapterError, match=r"not finite in unet\.to_q"):
+        fuse({"unet.to_q": weight}, {"unet.to_q": LowRank(torch.ones(1, 2), weight[:, :1], 1.0)})
 
 
 def base(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoHaConfig, LoraConfig, PeftConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.trainer.adapter import families
 from trainer.adapter.adapter import LowRank, load, save
 from trainer.adapter.header import Header
 from trainer.adapter.keys import Form
+from trainer.errors import AdapterError
 from trainer.model.bases import Family
 
 Case = tuple[Family, Any]
@@ -164,9 +165,18 @@ def test_files_of_diffusers_own_recipe_keep_their_scale(pipeline: Case, tmp_path
     "config",
     [
         LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, target_modules=["to_k", "conv1"]),
+        LoraConfig(
+            r=4,
+            lora_alpha=6,
+            init_lora_weights=False,
+            use_rslora=True,
+            target_modules=["to_k", "conv1"],
+            rank_pattern={"conv1": 3},
+            alpha_pattern={"attn1.to_k": 9, "mid_block.resnets.0.conv1": 1},
+        ),
         LoHaConfig(r=2, alpha=3, init_weights=False, target_modules=["to_k", "conv1"]),
     ],
-    ids=lambda config: type(config).__name__,
+    ids=["LoRA", "patterns", "LoHa"],
 )
 def test_peft_folders_keep_their_scale(tmp_path: Path, config: PeftConfig) -> None:
     from peft import get_peft_model
@@ -194,13 +204,10 @@ def test_peft_folders_keep_their_scale(tmp_path: Path, config: PeftConfig) -> No
         "[]",
         '{"unet.lora_alpha": "eight"}',
         '{"unet.lora_alpha": 8, "unet.alpha_pattern": {"(a+)+": 1}}',
+        '{"unet.lora_alpha": 8, "unet.init_lora_weights": "pissa_niter_16"}',
     ],
 )
 def test_a_scale_that_is_not_understood_is_refused(tmp_path: Path, text: str) -> None:
-    from safetensors.torch import save_file
-
-    from trainer.errors import AdapterError
-
     file = tmp_path / "a.safetensors"
     save(families.random_adapter(families.SMALL), file, Header("a", Family.SD1), form="diffusers")
     save_file(load_file(file), file, metadata={"lora_adapter_metadata": text})

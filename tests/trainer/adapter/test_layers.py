@@ -7,7 +7,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from trainer.adapter.layers import LoraConv2d, LoraLinear, initial_factors, wrap
+from trainer.adapter.kinds import KINDS
+from trainer.adapter.layers import LoraConv2d, LoraLinear, initial, shape_of, wrap
 
 RANK, SCALE = 4, 0.5
 
@@ -20,8 +21,14 @@ def _layer(kind: str) -> tuple[nn.Module, Tensor]:
     return nn.Conv2d(6, 10, 3, stride=stride, padding=1), torch.randn(3, 6, 8, 8)
 
 
+def _fresh(base: nn.Module) -> tuple[Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(2)
+    factors = KINDS["lora"].factors(shape_of(base), RANK)
+    return initial(factors["down"], base, draws), initial(factors["up"], base, draws)
+
+
 def _factors(base: nn.Module) -> tuple[Tensor, Tensor]:
-    down, up = initial_factors(base, RANK, torch.Generator().manual_seed(2))
+    down, up = _fresh(base)
     return down, torch.randn(up.shape, generator=torch.Generator().manual_seed(3))
 
 
@@ -56,7 +63,7 @@ def test_equals_peft_in_output_and_gradients(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["linear", "convolution"])
 def test_a_new_adapter_changes_nothing(kind: str) -> None:
     base, x = _layer(kind)
-    layer = wrap(base, *initial_factors(base, RANK, torch.Generator()), torch.ones(RANK))
+    layer = wrap(base, *_fresh(base), torch.ones(RANK))
     assert torch.equal(layer(x), base(x))
 
 
@@ -75,7 +82,60 @@ def test_the_update_is_linear_in_the_gate() -> None:
     base, x = _layer("linear")
     layer = LoraLinear(base, *_factors(base), None)
     gate = torch.rand(RANK)
-    torch.testing.assert_close(layer.update(x, 3 * gate), 3 * layer.update(x, gate))
+    once, thrice = (layer.with_update(x, times * gate) - base(x) for times in (1, 3))
+    torch.testing.assert_close(thrice, 3 * once, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_operation_equals_autograd_of_several(per_image: bool, dtype: torch.dtype) -> None:
+    base, x = _layer("linear")
+    base.requires_grad_(False).to(dtype)
+    down, up = _factors(base)
+    gate = torch.rand((3, RANK) if per_image else (RANK,))
+    layer = wrap(base, down.clone(), up.clone(), gate)
+    layer.down.requires_grad_(True)
+    layer.up.requires_grad_(True)
+    ours = x.to(dtype).requires_grad_()
+    y = layer(ours)
+    cotangent = torch.randn(y.shape)
+    y.backward(cotangent.to(dtype))
+
+    theirs = x.to(dtype).float().requires_grad_()
+    down.requires_grad_(True)
+    up.requires_grad_(True)
+    weight, bias = base.weight.float(), base.bias.float()  # type: ignore[operator]
+    gates = gate[:, None] if per_image else gate
+    expected = theirs @ weight.T + bias + (theirs @ down.T * gates) @ up.T
+    expected.backward(cotangent.to(dtype).float())
+
+    close = 3e-7 if dtype is torch.float32 else 1e-2
+    pairs = [(y, expected), (ours.grad, theirs.grad),
+             (layer.down.grad, down.grad), (layer.up.grad, up.grad)]  # fmt: skip
+    for mine, other in pairs:
+        assert mine is not None and other is not None
+        assert float((mine.float() - other).norm() / other.norm()) < close
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_nothing_large_is_held_but_the_input(kind: str) -> None:
+    base, x = _layer(kind)
+    base.requires_grad_(False)
+    layer = wrap(base, *_factors(base), torch.ones(RANK))
+    layer.down.requires_grad_(True)
+    layer.up.requires_grad_(True)
+    held: dict[int, int] = {}
+
+    def hold(tensor: Tensor) -> Tensor:
+        held[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    x.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        y = layer(x)
+    known = {tensor.data_ptr() for tensor in (x, base.weight, layer.down, layer.up)}
+    hidden = y.numel() // y.shape[1 if kind == "convolution" else -1] * RANK
+    assert sum(size for place, size in held.items() if place not in known) <= 2 * hidden + RANK
 
 
 def test_factors_stay_fp32_on_a_half_precision_base() -> None:

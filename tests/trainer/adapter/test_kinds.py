@@ -16,7 +16,8 @@ from tests.trainer.adapter.families import relative
 from trainer.adapter.adapter import LowRank, load
 from trainer.adapter.algebra import Cut
 from trainer.adapter.assemble import assemble
-from trainer.adapter.lycoris import DoRA, Full, Layer, LoHa, LoKr, to_low_rank
+from trainer.adapter.kinds import DoRA, Full, Layer, LoHa, LoKr
+from trainer.adapter.plain import to_low_rank
 from trainer.errors import AdapterError
 
 ROLES = (
