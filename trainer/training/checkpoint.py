@@ -1,17 +1,21 @@
 """Checkpoints: whole or not at all, and never a pickle.
 
 step-000200.safetensors        the adapter as it would be used
-step-000200.state/             what going on needs, beyond settings and data:
+step-000200.state/             what going on needs, beyond the data:
     tensors.safetensors        fp32 factors and the optimizer's moments
-    state.json                 step, scalars of the optimizer, hash of the tensors, versions
+    state.json                 step, settings, scalars of the optimizer, versions, and the hashes of
+                               the tensors and of the adapter
 
-The state folder is renamed into place after its files are on the disk, and its hash is checked when
-it is read, so a checkpoint that exists is one that can be resumed from.
+The state folder is renamed into place last, after the adapter and its own files are on the disk and
+have been read back; its hash is checked again when it is read. So a checkpoint that exists is one
+that can be resumed from and used.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import importlib.metadata
 import json
 import platform
 import shutil
@@ -23,126 +27,145 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from trainer.files import TEMPORARY_SUFFIX, sync
+from trainer import states
+from trainer.files import TEMPORARY_SUFFIX, require_room, sync
+from trainer.settings import Settings
+from trainer.training import optimizers
+from trainer.training.ranks import ALONE, Ranks, here
 
-_TENSORS = "tensors.safetensors"
-_STATE = "state.json"
 _PLACE = "$tensor"
+_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state to go on from: `step` optimizer steps are done."""
+    """A state to go on from: `step` optimizer steps are done.
+
+    `optimizer` is its state_dict, `average` the moving average of the factors if there is one;
+    `extra` and `settings` are plain JSON; `environment` is what bits depend on besides.
+    """
 
     step: int
     factors: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
     average: Mapping[str, Tensor]
     extra: Mapping[str, Any]
+    settings: Mapping[str, Any]
     environment: Mapping[str, Any]
 
 
-def environment() -> dict[str, Any]:
-    """What the bits of a run depend on besides its settings and data."""
+def environment(wanted: Settings, device: torch.device) -> dict[str, Any]:
+    """What the bits of a run on a device depend on besides its settings and data."""
+    packages = {*_PACKAGES, optimizers.package_of(wanted.optimizer.name)}
+    if wanted.base.quantization is not None:
+        packages.add("bitsandbytes")
+    on_gpu = device.type == "cuda"
     return {
-        "torch": torch.__version__,
+        **{name: importlib.metadata.version(name) for name in sorted(packages)},
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "processes": here().size,
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
     }
 
 
-def differences(saved: Checkpoint) -> str:
-    """What has changed since a checkpoint that bits depend on, in words; empty if nothing."""
-    now = environment()
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What has changed that bits depend on, in words; empty if nothing."""
     return ", ".join(
-        f"{name} was {before}, is {now.get(name)}"
-        for name, before in saved.environment.items()
-        if before != now.get(name)
+        f"{name} was {value}, is {now.get(name)}"
+        for name, value in before.items()
+        if value != now.get(name)
     )
 
 
-def save(
-    folder: Path,
-    step: int,
-    factors: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    average: Mapping[str, Tensor],
-    extra: Mapping[str, Any],
-    save_adapter: Callable[[Path], None],
-) -> Path:
-    """Writes the checkpoint of `step` into `folder` and returns its adapter file.
+def save(folder: Path, new: Checkpoint, save_adapter: Callable[[Path], None]) -> Path:
+    """Writes a checkpoint into `folder` and returns its adapter file.
 
-    `average` is the moving average of the factors, if there is one; `extra` is plain JSON;
-    `save_adapter(path)` writes the adapter, atomically. Raises OSError if there is no room.
+    `save_adapter(path)` writes the adapter, atomically. Raises OSError if there is no room, or if
+    what was written cannot be read back; then nothing has changed but, perhaps, the adapter file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     moments: dict[str, Tensor] = {}
-    scalars = _split(optimizer.state_dict(), moments)
-    tensors = {f"factor/{name}": value for name, value in factors.items()}
+    scalars = _split(new.optimizer, moments)
+    tensors = {f"factor/{name}": value for name, value in new.factors.items()}
     tensors |= {f"optimizer{path}": value for path, value in moments.items()}
-    tensors |= {f"average/{name}": value for name, value in average.items()}
-    place = folder / f"step-{step:06d}.state"
+    tensors |= {f"average/{name}": value for name, value in new.average.items()}
+    content = safetensors.torch.save({name: _plain(value) for name, value in tensors.items()})
+    require_room(folder, 2 * len(content))  # the state, and at most as much for the adapter
+    adapter = states.adapter_of(folder, new.step)
+    save_adapter(adapter)
+    state = {
+        "step": new.step,
+        "settings": new.settings,
+        "optimizer": scalars,
+        "extra": new.extra,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "adapter_sha256": hashlib.sha256(adapter.read_bytes()).hexdigest(),
+        "environment": new.environment,
+    }
+    _write_state(states.place_of(folder, new.step), content, json.dumps(state, indent=1).encode())
+    return adapter
+
+
+def newest(folder: Path, ranks: Ranks = ALONE) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or None if there is none; in every process what the
+    first one finds."""
+    place = states.newest(folder) if ranks.first else None
+    found = states.read(place) if place else None
+    state = ranks.share(json.dumps(found[0]).encode() if found else None)
+    tensors = ranks.share(found[1] if found else None)
+    return _parse(json.loads(state), tensors) if state and tensors else None
+
+
+def rotate(folder: Path, keep: int, best: int | None = None) -> None:
+    """Removes the states of all but the newest `keep` checkpoints and that of step `best`. The
+    adapters are small and stay, so that each can be tried."""
+    for old in states.newest_first(folder)[keep:]:
+        if states.step_of(old) != best:
+            shutil.rmtree(old)
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Removes what lies beyond the checkpoint that a run goes on from: states that are not whole,
+    and adapters without one. What is done anew may come out otherwise, with another rate, say."""
+    for path in [*states.newest_first(folder), *folder.glob("step-*.safetensors")]:
+        if states.step_of(path) > step:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _write_state(place: Path, tensors: bytes, state: bytes) -> None:
+    folder = place.parent
     temporary = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=TEMPORARY_SUFFIX, dir=folder))
     try:
-        content = safetensors.torch.save({name: _plain(value) for name, value in tensors.items()})
-        state = {
-            "step": step,
-            "optimizer": scalars,
-            "extra": extra,
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "environment": environment(),
-        }
-        for name, data in ((_TENSORS, content), (_STATE, json.dumps(state, indent=1).encode())):
+        for name, data in ((states.TENSORS, tensors), (states.STATE, state)):
             (temporary / name).write_bytes(data)
             sync(temporary / name)
-        if place.exists():
+        if states.read(temporary) is None:
+            raise OSError(errno.EIO, "What was written cannot be read back", str(place))
+        sync(temporary)
+        if place.exists():  # not whole, or it would have been gone on from
             shutil.rmtree(place)
         temporary.replace(place)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(folder)
-    adapter = folder / f"step-{step:06d}.safetensors"
-    save_adapter(adapter)
-    return adapter
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None if there is none."""
-    for place in sorted(folder.glob("step-*.state"), reverse=True):
-        checkpoint = _read(place)
-        if checkpoint is not None:
-            return checkpoint
-    return None
-
-
-def rotate(folder: Path, keep: int) -> None:
-    """Removes the states of all but the newest `keep` checkpoints, and the leftovers of writes
-    that were cut off. The adapters are small and stay, so that each can be tried."""
-    for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    for old in sorted(folder.glob("step-*.state"), reverse=True)[keep:]:
-        shutil.rmtree(old)
-
-
-def _read(place: Path) -> Checkpoint | None:
-    try:
-        state = json.loads((place / _STATE).read_bytes())
-        content = (place / _TENSORS).read_bytes()
-        if hashlib.sha256(content).hexdigest() != state["sha256"]:
-            return None
-        tensors = safetensors.torch.load(content)
-    except (OSError, ValueError, KeyError, SafetensorError):
-        return None  # not whole: an older checkpoint is the newest one
-    factors = _with_prefix(tensors, "factor/")
+def _parse(state: Mapping[str, Any], content: bytes) -> Checkpoint:
+    tensors = safetensors.torch.load(content)
     optimizer = _join(state["optimizer"], _with_prefix(tensors, "optimizer"))
     optimizer["state"] = {int(index): values for index, values in optimizer["state"].items()}
-    average = _with_prefix(tensors, "average/")
     return Checkpoint(
-        state["step"], factors, optimizer, average, state["extra"], state["environment"]
+        step=state["step"],
+        factors=_with_prefix(tensors, "factor/"),
+        optimizer=optimizer,
+        average=_with_prefix(tensors, "average/"),
+        extra=state["extra"],
+        settings=state.get("settings", {}),
+        environment=state["environment"],
     )
 
 

@@ -8,17 +8,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from trainer.adapter.layers import LoraLayer
+from trainer.adapter.blocks import block_of
+from trainer.adapter.layers import AdapterLayer
+from trainer.model.quantise import dense_weight
 
-Layers = Mapping[str, LoraLayer]
+Layers = Mapping[str, AdapterLayer]
 
 
 def named(layers: Layers) -> dict[str, nn.Parameter]:
-    """Every factor by `path/down` or `path/up`, in a fixed order."""
+    """Every factor by path and role, `path/down`, in a fixed order."""
     return {
-        f"{path}/{name}": factor
+        f"{path}/{role}": factor
         for path, layer in layers.items()
-        for name, factor in (("down", layer.down), ("up", layer.up))
+        for role, factor in layer.factors.items()
     }
 
 
@@ -34,8 +36,8 @@ class Average:
     def update(self, factors: Mapping[str, nn.Parameter], step: int) -> None:
         """Takes in the factors after step `step`, counted from 0."""
         keep = min(self._decay, (1 + step) / (10 + step))
-        for name, factor in factors.items():
-            self.tensors[name].lerp_(factor.detach(), 1 - keep)
+        now = [factors[name].detach() for name in self.tensors]
+        torch._foreach_lerp_(list(self.tensors.values()), now, 1 - keep)  # one kernel for many
 
 
 @contextmanager
@@ -74,37 +76,20 @@ def put(factors: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> N
         factor.copy_(tensors[name])
 
 
-def change_norm(layer: LoraLayer, scale: float) -> Tensor:
-    """‖scale · up @ down‖ (Frobenius), without forming the product: √tr((upᵀup)(down downᵀ))."""
-    down, up = layer.down.detach().flatten(1), layer.up.detach().flatten(1)
-    product = (up.T @ up) * (down @ down.T)
-    return scale * product.sum().clamp(min=0).sqrt()
-
-
-@torch.no_grad()
-def limit_norms(layers: Layers, scale: float, largest: float) -> None:
-    """Shrinks both factors of each layer whose change is larger than `largest`, to that norm."""
+def limit_norms(layers: Layers, largest: float) -> None:
+    """Shrinks the factors of each layer whose change is larger than `largest`, to that norm."""
     for layer in layers.values():
-        factor = (largest / change_norm(layer, scale).clamp(min=1e-12)).clamp(max=1).sqrt()
-        layer.down.mul_(factor)
-        layer.up.mul_(factor)
+        layer.limit(largest)
 
 
-def block_of(path: str) -> str:
-    """The block of a module path: `unet.down_blocks.1`, `unet.mid_block`, `text_encoder`."""
-    parts = path.split(".")
-    if parts[0] != "unet":
-        return parts[0]
-    return ".".join(parts[: 3 if parts[1].endswith("_blocks") else 2])
-
-
-def change_by_block(layers: Layers, scale: float) -> dict[str, float]:
+def change_by_block(layers: Layers) -> dict[str, float]:
     """‖ΔW‖ / ‖W‖ of each block, the norms taken over all its adapted layers together."""
     squares: dict[str, tuple[float, float]] = {}
     for path, layer in layers.items():
         change, whole = squares.get(block_of(path), (0.0, 0.0))
-        change += float(change_norm(layer, scale)) ** 2
-        whole += float(torch.linalg.vector_norm(layer.weight, dtype=torch.float32)) ** 2
+        change += float(layer.change()) ** 2
+        weight = dense_weight(layer.base)
+        whole += float(torch.linalg.vector_norm(weight, dtype=torch.float32)) ** 2
         squares[block_of(path)] = (change, whole)
     return {block: (change / whole) ** 0.5 for block, (change, whole) in squares.items()}
 
@@ -113,7 +98,7 @@ def gradients_by_block(layers: Layers) -> dict[str, float]:
     """The norm of the factors' gradients in each block."""
     squares: dict[str, float] = {}
     for path, layer in layers.items():
-        for factor in (layer.down, layer.up):
+        for factor in layer.factors.values():
             if factor.grad is not None:
                 block = block_of(path)
                 squares[block] = squares.get(block, 0.0) + float(factor.grad.square().sum())

@@ -17,6 +17,7 @@ from trainer.settings import Timesteps, Weighting
 # The fraction of the golden ratio: its multiples fill the unit interval most evenly.
 _GOLDEN = 0.6180339887498949
 _P2_GAMMA = 1.0
+_FAINT = 1e-6  # below what one latent of a large image counts
 
 
 def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -68,13 +69,26 @@ def weight(
     return weights / (snr if prediction_type == "epsilon" else snr + 1)
 
 
-def error(prediction: Tensor, wanted: Tensor, huber_delta: float | None = None) -> Tensor:
+def error(
+    prediction: Tensor,
+    wanted: Tensor,
+    huber_delta: float | None = None,
+    counts: Tensor | None = None,
+) -> Tensor:
     """The mean error of each image [B], in fp32: squared, or pseudo-Huber with δ,
-    2δ(√(d² + δ²) − δ) (Khrapov et al., 2024, arXiv:2403.16728, eq. 5), which is d² near zero."""
+    2δ(√(d² + δ²) − δ) (Khrapov et al., 2024, arXiv:2403.16728, eq. 5), which is d² near zero.
+
+    `counts` [B, h, w], from 0 to 1, is what each place counts in the mean; all ones are as none. An
+    image of which nothing counts has no error.
+    """
     squared = torch.square(prediction.float() - wanted.float())
     if huber_delta is not None:
-        squared = 2 * huber_delta * (torch.sqrt(squared + huber_delta**2) - huber_delta)
-    return squared.flatten(1).mean(1)
+        # The formula without the difference of two almost equal numbers.
+        squared = 2 * huber_delta * squared / (torch.sqrt(squared + huber_delta**2) + huber_delta)
+    if counts is None:
+        return squared.flatten(1).mean(1)
+    weighed = (squared * counts[:, None]).flatten(1).mean(1)
+    return weighed / counts.flatten(1).mean(1).clamp(min=_FAINT)
 
 
 def offset_noise(noise: Tensor, strength: float, draws: torch.Generator) -> Tensor:

@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 from trainer.data.batches import Batch
-from trainer.model.stable_diffusion import BaseModel, Conditioning
+from trainer.model.stable_diffusion import BaseModel
 from trainer.randomness import generator
 from trainer.settings import Settings
 from trainer.training import loss as losses
+from trainer.training.conditions import Conditions
 
 
 @dataclass(frozen=True)
 class Question:
     """A batch with everything random drawn: given `noisy` at `timesteps`, what is `wanted`?
 
-    noisy and wanted are [B, C, h, w], timesteps and alpha_bar [B], all on the model's device.
+    noisy and wanted are [B, C, h, w], timesteps and alpha_bar [B], and counts, what each place
+    counts, [B, h, w], all on the model's device. All captions are read in as many chunks.
     """
 
     noisy: Tensor
@@ -27,6 +29,8 @@ class Question:
     timesteps: Tensor
     alpha_bar: Tensor
     captions: tuple[str, ...]
+    chunks: int = 1
+    counts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Objective:
 
     model: BaseModel
     wanted: Settings
+    conditions: Conditions
 
     def ask(self, batch: Batch, step: int, micro: int) -> Question:
         """Draws noise and timesteps for pass `micro` of step `step`: always the same."""
@@ -56,15 +61,19 @@ class Objective:
             min(training.max_timestep, len(model.alphas_cumprod) - 1),
             self._shift + (step * training.gradient_accumulation + micro) * count,
             draws,
-        ).to(model.device)
+        )
+        latents, noise, seen, timesteps = (
+            _queued(x, model.device) for x in (batch.latents, noise, seen, timesteps)
+        )
         alpha_bar = model.alphas_cumprod[timesteps]
-        latents, noise, seen = (x.to(model.device) for x in (batch.latents, noise, seen))
         return Question(
             noisy=losses.add_noise(latents, seen, alpha_bar),
             wanted=losses.target(latents, noise, alpha_bar, model.prediction_type),
             timesteps=timesteps,
             alpha_bar=alpha_bar,
             captions=batch.captions,
+            chunks=self.conditions.chunks(batch.captions),
+            counts=self._counts(batch),
         )
 
     def losses(self, question: Question, images: slice) -> Tensor:
@@ -73,12 +82,20 @@ class Objective:
         prediction = self.model.predict(
             question.noisy[images],
             question.timesteps[images],
-            self._read(question.captions[images]),
+            self.conditions.read_to_learn(question.captions[images], question.chunks),
         )
-        error = losses.error(prediction, question.wanted[images], loss.huber_delta)
+        counts = None if question.counts is None else question.counts[images]
+        error = losses.error(prediction, question.wanted[images], loss.huber_delta, counts)
         return error * losses.weight(
             loss.weighting, alpha_bar, self.model.prediction_type, loss.min_snr_gamma
         )
+
+    def _counts(self, batch: Batch) -> Tensor | None:
+        """What each latent counts by its mask, of which black counts a little."""
+        if batch.mask is None:
+            return None
+        floor = self.wanted.loss.mask_floor
+        return (floor + (1 - floor) * batch.mask).to(self.model.device)
 
     @cached_property
     def _shift(self) -> int:
@@ -86,16 +103,9 @@ class Objective:
         draws = generator(self.wanted.training.seed, "timesteps")
         return int(torch.randint(1_000_000, (), generator=draws))
 
-    @cached_property
-    def _remembered(self) -> dict[str, Conditioning]:
-        return {}
 
-    def _read(self, captions: tuple[str, ...]) -> Conditioning:
-        """Captions as the text encoders see them; remembered while those are frozen."""
-        if self.wanted.adapter.text_encoder:
-            return self.model.encode_prompts(captions)
-        for caption in captions:
-            if caption not in self._remembered:
-                with torch.no_grad():
-                    self._remembered[caption] = self.model.encode_prompts([caption])
-        return Conditioning.cat([self._remembered[caption] for caption in captions])
+def _queued(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, without waiting for what the device still has to do."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,23 +15,27 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from trainer import events
-from trainer.adapter.attach import Attachment, Parts, attach_new
-from trainer.adapter.fit import fitted
-from trainer.data.batches import Batches, sizes_of
-from trainer.data.dataset import Example, Scan
-from trainer.data.latents import Encoded, encode
-from trainer.errors import AdapterError
+from trainer.adapter.attach import Attachment, Parts, attach_new, planned
+from trainer.adapter.footprint import file_bytes
+from trainer.adapter.header import read_header
+from trainer.data.batches import Batches
+from trainer.data.dataset import Scan
+from trainer.data.latents import Encoded
+from trainer.errors import AdapterError, BaseModelError, DatasetError
 from trainer.model.load import load
+from trainer.model.quantise import parameters_of
 from trainer.model.stable_diffusion import BaseModel
-from trainer.preview.session import load_for
 from trainer.randomness import generator
 from trainer.settings import Settings
 from trainer.training import factors, optimizers
 from trainer.training.checkpoint import Checkpoint
+from trainer.training.conditions import Conditions
+from trainer.training.contents import Contents, contents, name_of
 from trainer.training.factors import Average
+from trainer.training.material import gather
+from trainer.training.prior import Progress
+from trainer.training.start import start
 from trainer.training.validation import Probe
-
-Progress = Callable[[str, int, int], None]  # stage in words, parts done, parts in all
 
 _FEWEST_TO_SPLIT = 6
 _SHARE_HELD_OUT = 6  # one in so many
@@ -51,18 +56,22 @@ class Pace:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the loop works with. `held_out` is None if no image was set aside."""
+    """What the loop works with. `held_out` is None if no image was set aside; `unreadable` are
+    images that vanished or broke before they were encoded."""
 
     model: BaseModel
     attachment: Attachment
     batches: Batches
+    conditions: Conditions
     training: Probe
     held_out: Probe | None
     optimizer: AcceleratedOptimizer
     accelerator: Accelerator
     average: Average | None
-    scale: float
     pace: Pace
+    unreadable: Mapping[Path, DatasetError]
+    folder: Path
+    contents: Contents
 
     @cached_property
     def factors(self) -> dict[str, nn.Parameter]:
@@ -71,6 +80,15 @@ class Prepared:
     def as_used(self) -> AbstractContextManager[None]:
         """Within the block the adapter is as it would be saved; see `factors.as_used`."""
         return factors.as_used(self.factors, self.optimizer, self.average)
+
+    def train_text_encoders(self, train: bool) -> None:
+        """Lets the text encoders' factors learn from here on, or not: then they get no gradient,
+        which optimizers pass over, and drop nothing."""
+        for path, layer in self.attachment.layers.items():
+            if not path.startswith("unet."):
+                layer.dropout = self.attachment.dropout if train else None
+                for factor in layer.factors.values():
+                    factor.requires_grad_(train)
 
     def recompute_activations(self) -> None:
         """Turns on gradient checkpointing (Chen et al., 2016, arXiv:1604.06174)."""
@@ -83,61 +101,77 @@ class Prepared:
 
     @property
     def trained_parameters(self) -> int:
-        return sum(
-            layer.down.numel() + layer.up.numel() for layer in self.attachment.layers.values()
-        )
+        return sum(factor.numel() for factor in self.factors.values())
 
     @property
     def base_parameters(self) -> int:
-        whole = sum(p.numel() for part in self.model.parts.values() for p in part.parameters())
+        whole = sum(parameters_of(part) for part in self.model.parts.values())
         return whole - self.trained_parameters
 
-    def summary(self, wanted: Settings) -> events.Ready:
+    def summary(self, wanted: Settings, environment: dict[str, str | int]) -> events.Ready:
         """What is about to be trained, for people to see before it begins."""
-        bytes_each = 4 if wanted.output.precision == "fp32" else 2
+        packed = [wanted.base.quantization] if wanted.base.quantization else []
         return events.Ready(
             device=str(self.model.device),
-            precision=str(self.model.dtype).removeprefix("torch."),
+            precision=" and ".join([str(self.model.dtype).removeprefix("torch."), *packed]),
             steps=wanted.training.steps,
             images=self.images,
             held_out=len(self.held_out.images) if self.held_out else 0,
             trained_parameters=self.trained_parameters,
             base_parameters=self.base_parameters,
-            file_bytes=self.trained_parameters * bytes_each,
+            file_bytes=file_bytes(self.attachment.plans, wanted, self.model.family),
+            environment=environment,
         )
 
 
-def prepare(wanted: Settings, scanned: Scan, progress: Progress, fresh: bool) -> Prepared:
+def prepare(
+    wanted: Settings, scanned: Scan, progress: Progress, saved: Checkpoint | None
+) -> Prepared:
     """Loads the base, encodes the images, attaches an adapter and builds its optimizer.
 
-    A run that is not `fresh` has a checkpoint, so it needs no adapter to start from.
+    A run that has `saved` a checkpoint needs no adapter to start from, and keeps the images aside
+    that it had set aside. What was saved is put in place by `go_on_from`.
 
     Raises:
         BaseModelError, UserError, OutOfMemory: see `model.load` and `adapter.attach`.
     """
+    if wanted.adapter.start_from is not None and saved is None:
+        read_header(wanted.adapter.start_from)  # before images are encoded for nothing
     progress(f"Loading the base {wanted.base.model}", 0, 1)
     model = load(wanted.base)
     accelerator = _accelerator(model)
-    encoded = _encode(model, wanted, scanned, progress)
-    kept, held_out = split(encoded, wanted)
     parts = {"unet": model.unet}
     if wanted.adapter.text_encoder:
         parts |= model.text_encoders
-    attachment = _attach(parts, wanted, model, fresh)
+    learn = any(not path.startswith("unet.") for path in planned(parts, wanted.adapter))
+    material = gather(model, wanted, scanned, progress, text_encoders_learn=learn)
+    read = material.conditions
+    folder = wanted.dataset.folder or Path()
+    aside = (
+        [folder.absolute() / name for name in saved.extra.get("held_out", [])] if saved else None
+    )
+    kept, held_out = split(material.images, wanted, aside)
+    attachment = _attach(parts, wanted, model, fresh=saved is None)
     named, decay = factors.named(attachment.layers), wanted.adapter.ema_decay
     seed, timesteps = wanted.training.seed, wanted.validation.timesteps
     at_once = wanted.training.batch_size
     prepared = Prepared(
         model=model,
         attachment=attachment,
-        batches=Batches(kept, wanted),
-        training=Probe("training", kept, timesteps, seed, at_once),
-        held_out=Probe("held-out", held_out, timesteps, seed, at_once) if held_out else None,
+        batches=Batches(kept, wanted, material.prior),
+        conditions=read,
+        training=Probe("training", kept, timesteps, seed, at_once, read),
+        held_out=Probe("held-out", held_out, timesteps, seed, at_once, read) if held_out else None,
         optimizer=accelerator.prepare(optimizers.build(wanted.optimizer, attachment)),
         accelerator=accelerator,
         average=factors.Average(named, decay) if decay is not None else None,
-        scale=wanted.adapter.alpha / wanted.adapter.rank,
         pace=Pace(),
+        unreadable=material.unreadable,
+        folder=folder,
+        contents=contents(
+            folder,
+            [one for one in scanned.examples if one.image not in material.unreadable],
+        ),
     )
     if wanted.training.gradient_checkpointing:
         prepared.recompute_activations()
@@ -147,7 +181,18 @@ def prepare(wanted: Settings, scanned: Scan, progress: Progress, fresh: bool) ->
 
 
 def go_on_from(prepared: Prepared, saved: Checkpoint) -> int:
-    """Puts a checkpoint in place; returns the number of steps done."""
+    """Puts a checkpoint in place; returns the number of steps done.
+
+    Raises:
+        BaseModelError: if the base is not the one that the run began with.
+    """
+    if saved.extra.get("base", prepared.model.fingerprint) != prepared.model.fingerprint:
+        raise BaseModelError(
+            f"The base {prepared.model.reference} is not the one that this run began with: its "
+            "files have changed.",
+            "Put the former base back; or begin a new run, with --from_adapter if it shall go on "
+            "from what this one has learned.",
+        )
     factors.put(prepared.factors, saved.factors)
     peaks = [group["peak"] for group in prepared.optimizer.param_groups]
     prepared.optimizer.load_state_dict(dict(saved.optimizer))
@@ -168,38 +213,42 @@ def go_on_from(prepared: Prepared, saved: Checkpoint) -> int:
 def extra_of(prepared: Prepared) -> dict[str, Any]:
     """What a checkpoint must hold besides factors and moments, as JSON."""
     scaler = prepared.accelerator.scaler
-    return {"pace": vars(prepared.pace), "scaler": scaler.state_dict() if scaler else None}
+    held_out = prepared.held_out.images if prepared.held_out else ()
+    return {
+        "pace": vars(prepared.pace),
+        "base": prepared.model.fingerprint,
+        "scaler": scaler.state_dict() if scaler else None,
+        "contents": dict(prepared.contents),
+        "held_out": [name_of(prepared.folder, image.file) for image in held_out],
+    }
 
 
 def _attach(parts: Parts, wanted: Settings, model: BaseModel, fresh: bool) -> Attachment:
     """A new adapter, or the one to start from."""
-    adapter = wanted.adapter
     draws = generator(wanted.training.seed, "factors")
-    attachment = attach_new(parts, adapter.targets, adapter.rank, adapter.alpha, draws)
-    if adapter.start_from is None or not fresh:
-        return attachment
-    given = fitted(
-        load_for(model.family, model.folder, adapter.start_from),
-        {path: tuple(layer.weight.shape) for path, layer in attachment.layers.items()},
-    )
-    wrong = [p for p, f in given.items() if p not in attachment.layers or f.rank != adapter.rank]
-    if wrong or given.keys() != attachment.layers.keys():
-        where = wrong[0] if wrong else next(iter(attachment.layers.keys() - given.keys()))
-        attachment.detach()
-        raise AdapterError(
-            f"{adapter.start_from} is not an adapter of rank {adapter.rank} on the layers that "
-            f"adapter.targets {adapter.targets} means: it differs at {where}.",
-            "Give its rank and targets, or resize it first by `atelier resize`.",
-        )
-    with torch.no_grad():
-        for path, layer in attachment.layers.items():
-            layer.down.copy_(given[path].down)
-            layer.up.copy_(given[path].up * given[path].alpha / adapter.alpha)
+    attachment = attach_new(parts, wanted.adapter, draws)
+    start_from = wanted.adapter.start_from
+    if start_from is not None and fresh:
+        try:
+            start(attachment, wanted.adapter.kind, model, start_from)
+        except AdapterError:
+            attachment.detach()
+            raise
     return attachment
 
 
-def split(encoded: Sequence[Encoded], wanted: Settings) -> tuple[list[Encoded], list[Encoded]]:
-    """The images to train on and those set aside, drawn from the seed; at least one is kept."""
+def split(
+    encoded: Sequence[Encoded], wanted: Settings, held_out: Sequence[Path] | None = None
+) -> tuple[list[Encoded], list[Encoded]]:
+    """The images to train on and those set aside, drawn from the seed; at least one is kept.
+
+    If images were `held_out` before, those of them that are still there are, and no others: what
+    has been trained on is no measure any more.
+    """
+    if held_out is not None:
+        kept = [image for image in encoded if image.file.absolute() not in held_out]
+        if kept:
+            return kept, [image for image in encoded if image.file.absolute() in held_out]
     count = wanted.validation.held_out
     if count is None:
         count = len(encoded) // _SHARE_HELD_OUT if len(encoded) >= _FEWEST_TO_SPLIT else 0
@@ -210,27 +259,6 @@ def split(encoded: Sequence[Encoded], wanted: Settings) -> tuple[list[Encoded], 
     aside = set(order[:count])
     kept = [image for index, image in enumerate(encoded) if index not in aside]
     return kept, [encoded[index] for index in sorted(aside)]
-
-
-def with_trigger(caption: str, trigger: str | None) -> str:
-    """The caption with the trigger word in front, unless it has it."""
-    if trigger is None or trigger.lower() in caption.lower():
-        return caption
-    return f"{trigger}, {caption}" if caption else trigger
-
-
-def _encode(model: BaseModel, wanted: Settings, scanned: Scan, progress: Progress) -> list[Encoded]:
-    examples: tuple[Example, ...] = scanned.examples
-    captions = [with_trigger(example.caption, wanted.dataset.trigger) for example in examples]
-    sizes = sizes_of(examples, wanted.dataset.resolution)
-    return encode(
-        model,
-        examples,
-        sizes,
-        captions,
-        wanted.dataset.flip,
-        lambda done: progress("Encoding images", done, len(examples)),
-    )
 
 
 def _accelerator(model: BaseModel) -> Accelerator:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainer.adapter.attach import attach
 from trainer.errors import RunFailed
+from trainer.model.quantise import rounds_inputs
 from trainer.preview.session import load_for
 from trainer.randomness import generator
 from trainer.training.prepare import Prepared
@@ -32,13 +33,14 @@ def self_test(prepared: Prepared, file: Path) -> None:
     trained.set({"new": 1.0})
     trained.detach()
     try:
-        with attach(model.parts, {"file": load_for(model.family, model.folder, file)}):
+        with attach(model.parts, {"file": load_for(model.family, model.parts, file)}):
             read = _output(prepared)
     finally:
         trained.attach()
     change, difference = float((live - base).norm()), float((read - live).norm())
     # Where the adapter does little, the model's own rounding is all there is to see.
-    rounding = max(5e-5, 4 * torch.finfo(model.dtype).eps) * float(base.norm())
+    step = 1 / 127 if rounds_inputs(model.unet) else 4 * torch.finfo(model.dtype).eps
+    rounding = max(5e-5, step) * float(base.norm())
     if not difference <= _LARGEST_DIFFERENCE * change + rounding:
         raise RunFailed(
             f"{file.name}, read back, differs from the trained adapter by {difference:.2g}, where "

@@ -7,7 +7,7 @@ change is a change of the adapter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from trainer.data.latents import Encoded
 from trainer.model.stable_diffusion import BaseModel, Conditioning
 from trainer.randomness import generator
 from trainer.training import loss as losses
+from trainer.training.conditions import Conditions
 
 # Enough for a steady mean; more would cost time at every validation.
 MOST_IMAGES = 16
@@ -24,13 +25,22 @@ MOST_IMAGES = 16
 @dataclass(frozen=True)
 class Probe:
     """A fixed set of images to measure on. `purpose` names the stream of their noise; `at_once`
-    is how many noise levels are done in one pass, as many as a training batch has images."""
+    is how many noise levels are done in one pass, as many as a training batch has images. Images
+    and captions are as they are, neither augmented nor reworded. `latents`, [C, h, w] each, are of
+    those images that are measured."""
 
     purpose: str
     images: Sequence[Encoded]
     timesteps: int
     seed: int
     at_once: int
+    conditions: Conditions
+    latents: Sequence[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Read at once, so that every measurement is of the same images even if one vanishes.
+        measured = [image.latents for image in self.images[:MOST_IMAGES]]
+        object.__setattr__(self, "latents", measured)
 
 
 @torch.no_grad()
@@ -44,15 +54,15 @@ def measure(model: BaseModel, probe: Probe) -> float:
         [round((part + 0.5) * total / probe.timesteps) for part in range(probe.timesteps)]
     )
     errors = []
-    for index, image in enumerate(probe.images[:MOST_IMAGES]):
+    for index, latents in enumerate(probe.latents):
         noise = torch.randn(
-            (probe.timesteps, *image.latents.shape),
+            (probe.timesteps, *latents.shape),
             generator=generator(probe.seed, probe.purpose, index),
         )
-        conditioning = model.encode_prompts([image.caption])
+        conditioning = probe.conditions.read([probe.images[index].caption])
         for first in range(0, probe.timesteps, probe.at_once):
             part = slice(first, first + probe.at_once)
-            errors.append(_errors(model, image.latents, noise[part], timesteps[part], conditioning))
+            errors.append(_errors(model, latents, noise[part], timesteps[part], conditioning))
     return float(torch.cat(errors).mean())
 
 

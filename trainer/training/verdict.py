@@ -29,11 +29,22 @@ def best(history: Sequence[Validated]) -> Validated:
     return min(history, key=judged)
 
 
-def early(event: Validated) -> Verdict:
-    """Whether the adapter is learning, from the first validation after some steps."""
+def newest(history: Sequence[Validated]) -> Verdict | None:
+    """What the newest validation tells that those before have not: how it goes, at the first one
+    after some steps and whenever that changes, and overfitting."""
+    trained = [event for event in history if event.step > 0]
+    if not trained:
+        return None
+    now = learning(trained[-1])
+    is_news = len(trained) == 1 or now.kind != learning(trained[-2]).kind
+    return overfitting(history) or (now if is_news else None)
+
+
+def learning(event: Validated) -> Verdict:
+    """Whether the adapter is learning, by one validation."""
     gained = 1 - event.training / event.base_training
     change = max(event.change.values(), default=0.0)
-    numbers = f"loss on training images {gained:+.1%} better, a block changed by {change:.2%}"
+    numbers = f"loss on training images {_against_base(gained)}, a block changed by {change:.2%}"
     if gained < -_RISE or change > _HOT_CHANGE:
         kind, words = "too_hot", "Too hot: the adapter is breaking the base. Lower the rate"
     elif gained < _NOISE:
@@ -65,27 +76,34 @@ def overfitting(history: Sequence[Validated]) -> Verdict | None:
     )
 
 
+def _against_base(gained: float) -> str:
+    return f"{abs(gained):.1%} {'below' if gained >= 0 else 'above'} the base's"
+
+
 def out_of_patience(history: Sequence[Validated], patience: int) -> bool:
     """Whether the last `patience` validations brought no new lowest loss."""
+    if not history:
+        return False
     lowest = best(history)
     return sum(event.step > lowest.step for event in history) >= patience
 
 
-def recommendation(history: Sequence[Validated], checkpoints: Sequence[int]) -> tuple[int, str]:
-    """The step of the checkpoint to use, and why, in words.
-
-    Only steps that were measured and have a checkpoint can be recommended; if there is none, the
-    last measured step is, whose adapter is the run's.
-    """
-    candidates = [event for event in history if event.step in checkpoints] or [history[-1]]
+def recommendation(
+    history: Sequence[Validated], checkpoints: Sequence[int]
+) -> tuple[int, str] | None:
+    """The step of the checkpoint to use, and why, in words; None if no checkpoint was measured."""
+    candidates = [event for event in history if event.step in checkpoints]
+    if not candidates:
+        return None
     chosen, last = best(candidates), candidates[-1]
     which = "training" if chosen.held_out is None else "held-out"
     gained = 1 - judged(chosen) / base_of(chosen)
     words = (
         f"Step {chosen.step} has the lowest loss on {which} images, {judged(chosen):.4f}, "
-        f"{gained:.1%} below the base's {base_of(chosen):.4f}"
+        f"{_against_base(gained)} {base_of(chosen):.4f}"
     )
     if chosen.step != last.step:
         rise = judged(last) / judged(chosen) - 1
-        words += f"; by step {last.step} it has risen by {rise:.1%}"
+        risen = f"has risen by {rise:.1%}" if rise >= _NOISE else "is no lower"
+        words += f"; by step {last.step} it {risen}"
     return chosen.step, words + "."

@@ -11,7 +11,7 @@ import torch
 
 from trainer.fields import nest
 from trainer.run import Run
-from trainer.settings import parse
+from trainer.settings_file import parse
 
 NewRun = Callable[..., Run]
 
@@ -24,6 +24,11 @@ def new_run(folder: Path, base: Path, dataset: Path, **changes: Any) -> Run:
         "dataset.resolution": 64,
         "dataset.caption_dropout": 0.3,
         "dataset.flip": True,
+        "dataset.shuffle_tags": True,
+        "dataset.tag_dropout": 0.2,
+        "dataset.random_crop": 0.1,
+        "dataset.color_jitter": 0.1,
+        "dataset.versions": 2,
         "adapter.rank": 2,
         "adapter.alpha": 2,
         "optimizer.learning_rate": 1e-2,

@@ -18,7 +18,7 @@ def layers() -> dict[str, LoraLayer]:
     torch.manual_seed(0)
     bases = {"unet.down_blocks.0.a": nn.Linear(6, 9), "unet.mid_block.b": nn.Conv2d(4, 5, 3)}
     bases["text_encoder.text_model.c"] = nn.Linear(5, 5)
-    return {
+    made: dict[str, LoraLayer] = {
         path: wrap(
             base,
             torch.randn(3, *base.weight.shape[1:]),
@@ -27,6 +27,9 @@ def layers() -> dict[str, LoraLayer]:
         )
         for path, base in bases.items()
     }
+    for layer in made.values():
+        layer.alpha = 3 * SCALE
+    return made
 
 
 def _product(layer: LoraLayer) -> torch.Tensor:
@@ -35,24 +38,24 @@ def _product(layer: LoraLayer) -> torch.Tensor:
 
 def test_the_norm_is_that_of_the_product(layers: dict[str, LoraLayer]) -> None:
     for layer in layers.values():
-        torch.testing.assert_close(factors.change_norm(layer, SCALE), _product(layer).norm())
+        torch.testing.assert_close(layer.change(), _product(layer).norm())
 
 
 def test_limited_norms_keep_the_direction(layers: dict[str, LoraLayer]) -> None:
     before = {path: _product(layer) for path, layer in layers.items()}
     limit = 0.5 * min(float(product.norm()) for product in before.values())
-    factors.limit_norms(layers, SCALE, limit)
+    factors.limit_norms(layers, limit)
     for path, layer in layers.items():
         after = _product(layer)
         assert float(after.norm()) == pytest.approx(limit, rel=1e-4)
         torch.testing.assert_close(after / after.norm(), before[path] / before[path].norm())
     kept = {path: _product(layer) for path, layer in layers.items()}
-    factors.limit_norms(layers, SCALE, 2 * limit)
+    factors.limit_norms(layers, 2 * limit)
     assert all(torch.equal(_product(layer), kept[path]) for path, layer in layers.items())
 
 
 def test_change_and_gradients_by_block(layers: dict[str, LoraLayer]) -> None:
-    change = factors.change_by_block(layers, SCALE)
+    change = factors.change_by_block(layers)
     assert list(change) == ["unet.down_blocks.0", "unet.mid_block", "text_encoder"]
     layer = layers["unet.mid_block.b"]
     expected = float(_product(layer).norm() / layer.weight.norm())
@@ -65,17 +68,19 @@ def test_change_and_gradients_by_block(layers: dict[str, LoraLayer]) -> None:
     }
 
 
-def test_the_average_forgets_at_its_rate(layers: dict[str, LoraLayer]) -> None:
+@pytest.mark.parametrize("first", [0, 100])  # with its short memory at first, and past it
+def test_the_average_forgets_at_its_rate(layers: dict[str, LoraLayer], first: int) -> None:
     named = factors.named(layers)
     average = factors.Average(named, 0.9)
     start = {name: value.clone() for name, value in average.tensors.items()}
     for factor in named.values():
         factor.data.zero_()
-    steps = range(100, 103)  # past its short memory
-    for step in steps:
+    left = 1.0
+    for step in range(first, first + 3):
         average.update(named, step)
+        left *= min(0.9, (1 + step) / (10 + step))
     for name, value in average.tensors.items():
-        torch.testing.assert_close(value, 0.9 ** len(steps) * start[name])
+        torch.testing.assert_close(value, left * start[name])
 
 
 @pytest.mark.parametrize("averaged", [False, True])

@@ -1,11 +1,19 @@
-"""Killed at any instant, a run ends after `resume` as if it had never been killed."""
+"""Killed at any instant, a run ends after `resume` as if it had never been killed.
+
+Before each kill the cache is emptied, so that images are encoded again. What a run said last before
+it was killed tells where the kill fell; `pytest -s` prints how often it fell where.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
+import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +27,16 @@ from trainer.training.attempt import attempt
 CONFIGURATIONS: tuple[dict[str, Any], ...] = (
     {},
     {"training__checkpoint_every_steps": 1, "adapter__ema_decay": 0.9},
-    {"optimizer__name": "prodigy", "optimizer__learning_rate": 1.0},
-    {"adapter__text_encoder": False, "adapter__targets": "linear-conv"},
-)
-IN_CI, IN_ALL = 12, 100
+    {"optimizer__name": "prodigy", "optimizer__learning_rate": 1.0, "adapter__dropout": 0.2},
+    {"adapter__text_encoder": False, "adapter__targets": "linear-conv",
+     "samples__every_steps": 1, "samples__steps": 6},
+    {"adapter__text_encoder_stop": 0.5, "dataset__class_prompt": "a picture",
+     "dataset__class_images": 1, "adapter__rank_dropout": 0.3},
+    {"adapter__kind": "lokr", "optimizer__name": "schedule_free", "validation__every_steps": 1,
+     "adapter__module_dropout": 0.2},
+)  # fmt: skip
+IN_CI, IN_ALL = 12, 120
+FELL: Counter[str] = Counter()
 
 
 class Uninterrupted:
@@ -39,9 +53,13 @@ class Uninterrupted:
     def __getitem__(self, configuration: int) -> tuple[Run, float]:
         if configuration not in self._done:
             run = self.new(f"whole-{configuration}", configuration)
-            began = time.monotonic()
             attempt(run)
+            # Timed once more, as those that are killed: the first run warms up.
+            timed = self.new(f"timed-{configuration}", configuration)
+            began = time.monotonic()
+            _forked(timed).join()
             self._done[configuration] = run, time.monotonic() - began
+            assert same(run, timed)
         return self._done[configuration]
 
 
@@ -51,20 +69,41 @@ def uninterrupted(
 ) -> Iterator[Uninterrupted]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a forked process cannot use its parent's threads
+    patch = pytest.MonkeyPatch()
+    patch.setenv("ATELIER_CACHE", str(tmp_path_factory.mktemp("cache")))
     yield Uninterrupted(tmp_path_factory.mktemp("kills"), small_base, photos)
+    patch.undo()
     torch.set_num_threads(threads)
+    print(
+        "\nKilled after:", *(f"{count} x {where}" for where, count in FELL.most_common()), sep="\n"
+    )
+
+
+def _forked(run: Run) -> ForkProcess:
+    """A trainer at work on a run, with nothing in the cache. Forked, so that the libraries are
+    loaded and every instant falls into our own work."""
+    shutil.rmtree(os.environ["ATELIER_CACHE"], ignore_errors=True)
+    process = multiprocessing.get_context("fork").Process(target=attempt, args=(run,))
+    process.start()
+    return process
 
 
 def _kill(uninterrupted: Uninterrupted, number: int) -> None:
     configuration = number % len(CONFIGURATIONS)
     whole, seconds = uninterrupted[configuration]
     killed = uninterrupted.new(f"killed-{number}", configuration)
-    # Forked, so that the libraries are loaded and every instant falls into our own work.
-    process = multiprocessing.get_context("fork").Process(target=attempt, args=(killed,))
-    process.start()
-    process.join(random.Random(number).uniform(0, 1.1 * seconds))
+    # A random event is waited for, then a part of the time that passes between two: on a machine
+    # of any speed, and however busy, that is an instant before the end.
+    draws, events = random.Random(number), len(whole.read_events()[0])
+    awaited, rest = draws.randrange(events), draws.uniform(0, seconds / events)
+    process = _forked(killed)
+    while process.is_alive() and len(killed.read_events()[0]) < awaited:
+        process.join(0.002)
+    process.join(rest)
     process.kill()
     process.join()
+    said = killed.read_events()[0]
+    FELL[said[-1].type if said else "nothing"] += 1
     assert killed.status().state in {State.DRAFT, State.INTERRUPTED, State.FINISHED}
     if killed.status().state is not State.FINISHED:
         attempt(killed)

@@ -88,6 +88,13 @@ def test_the_error_is_per_image_and_in_fp32() -> None:
     assert errors.tolist() == [5.0, 0.0]
 
 
+@given(st.floats(0.01, 10), st.floats(-5, 5))
+def test_huber_equals_its_definition(delta: float, difference: float) -> None:
+    one, zero = torch.full((1, 1, 1, 1), difference), torch.zeros(1, 1, 1, 1)
+    expected = 2 * delta * ((difference**2 + delta**2) ** 0.5 - delta)
+    assert float(loss.error(one, zero, delta)) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
 def test_huber_is_squared_near_zero_and_linear_far_away() -> None:
     small, large = torch.full((1, 1, 1, 1), 1e-3), torch.full((1, 1, 1, 1), 100.0)
     zero = torch.zeros(1, 1, 1, 1)
@@ -110,6 +117,20 @@ def test_multires_noise_has_unit_variance_and_a_coarse_part() -> None:
     assert float(richer.mean((2, 3)).std()) > 2 * float(noise.mean((2, 3)).std())
 
 
+def test_multires_noise_is_a_pyramid() -> None:
+    noise = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    draws = torch.Generator().manual_seed(1)
+    expected, squares = noise.clone(), 1.0
+    for octave, side in enumerate((4, 2, 1), start=1):
+        coarse = torch.randn((2, 4, side, side), generator=draws)
+        expected += 0.3**octave * coarse.repeat_interleave(8 // side, 2).repeat_interleave(
+            8 // side, 3
+        )
+        squares += 0.3 ** (2 * octave)
+    richer = loss.multires_noise(noise, 0.3, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(richer, expected / squares**0.5)
+
+
 @given(
     st.sampled_from(KINDS), st.integers(1, 64), st.integers(0, 999), st.integers(0, 999),
     st.integers(0, 10**8),
@@ -129,8 +150,11 @@ def test_timesteps_have_the_distribution_they_are_named_for() -> None:
     assert float(uniform.mean()) == pytest.approx(500, abs=10)
     assert float(uniform.std()) == pytest.approx(1000 / 12**0.5, abs=10)
     middle = loss.timesteps("logit_normal", 20_000, 0, 999, 0, draws).float()
-    inner = ((middle > 250) & (middle < 750)).float().mean()
-    assert float(inner) == pytest.approx(0.728, abs=0.02)  # P(|N(0, 1)| < ln 3)
+    for place in (0.1, 0.25, 0.5, 0.75, 0.9):
+        below = float(
+            torch.special.ndtr(torch.tensor(place).logit())
+        )  # P(sigmoid(N(0, 1)) < place)
+        assert float((middle < 1000 * place).float().mean()) == pytest.approx(below, abs=0.02)
 
 
 def test_low_discrepancy_fills_the_range_evenly_across_steps() -> None:
@@ -145,3 +169,30 @@ def test_a_timestep_without_signal_has_a_finite_weight_for_velocity() -> None:
     for weighting in WEIGHTINGS:
         weights = loss.weight(weighting, torch.tensor([0.0]), "v_prediction", 5.0)
         assert torch.isfinite(weights).all()
+
+
+def test_a_mask_of_ones_is_no_mask_to_the_bit(drawn: tuple[Tensor, Tensor, Tensor]) -> None:
+    one, other, _ = drawn
+    for delta in (None, 0.1):
+        assert torch.equal(
+            loss.error(one, other, delta, torch.ones(5, 8, 8)), loss.error(one, other, delta)
+        )
+
+
+def test_only_what_counts_is_in_the_mean(drawn: tuple[Tensor, Tensor, Tensor]) -> None:
+    one, other, _ = drawn
+    counts = torch.zeros(5, 8, 8)
+    counts[:, 2:5, 1:7] = 1
+    inside = loss.error(one[:, :, 2:5, 1:7], other[:, :, 2:5, 1:7])
+    torch.testing.assert_close(loss.error(one, other, None, counts), inside)
+    torch.testing.assert_close(loss.error(one, other, None, counts / 4), inside)
+    changed = torch.where(counts[:, None] == 0, one + 100, one)
+    assert torch.equal(
+        loss.error(changed, other, None, counts), loss.error(one, other, None, counts)
+    )
+
+
+def test_an_image_of_which_nothing_counts_has_no_error(
+    drawn: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    assert not loss.error(drawn[0], drawn[1], None, torch.zeros(5, 8, 8)).any()

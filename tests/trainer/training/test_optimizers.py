@@ -17,7 +17,7 @@ from transformers import (
 
 from trainer.adapter.attach import Attachment, attach_new
 from trainer.errors import UserError
-from trainer.settings import Optimizer
+from trainer.settings import Adapter, Optimizer
 from trainer.training import optimizers
 
 STEPS = 40
@@ -34,7 +34,7 @@ def attachment() -> Attachment:
     text = nn.ModuleDict({"self_attn": nn.ModuleDict({"q_proj": nn.Linear(4, 4)})})
     parts = {"unet": nn.ModuleDict({"x": nn.ModuleDict({"attn1": Attention()})}),
              "text_encoder": nn.ModuleDict({"layer": text})}  # fmt: skip
-    return attach_new(parts, "attention", 2, 2.0, torch.Generator().manual_seed(0))
+    return attach_new(parts, Adapter(rank=2, alpha=2), torch.Generator().manual_seed(0))
 
 
 def _rates(schedule: str, warmup: float = 0.1) -> list[float]:
@@ -81,6 +81,19 @@ def test_rates_rise_to_one_and_never_again(schedule: str) -> None:
         assert all(one >= other for one, other in pairwise(rates[peak:]))
 
 
+def test_a_schedule_free_optimizer_has_a_warm_up_and_no_schedule() -> None:
+    wanted = Optimizer(name="schedule_free", warmup=0.1)
+    rates = [optimizers.rate_factor(wanted, step, STEPS) for step in range(STEPS)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8] + [1.0] * 36)
+
+
+def test_prodigy_at_another_optimizers_rate_is_told() -> None:
+    (said,) = optimizers.notices(Optimizer(name="prodigy"))
+    assert "which is 0.0001" in said
+    assert not optimizers.notices(Optimizer(name="prodigy", learning_rate=1))
+    assert not optimizers.notices(Optimizer())
+
+
 def test_groups_and_their_rates(attachment: Attachment) -> None:
     wanted = Optimizer(learning_rate=1e-3, lora_plus_ratio=16)
     optimizer = optimizers.build(wanted, attachment)
@@ -112,6 +125,27 @@ def test_every_optimizer_goes_downhill(attachment: Attachment, name: str) -> Non
         optimizer.step()
         optimizer.zero_grad()
     assert distance().item() < 0.9 * before
+
+
+def test_a_step_that_the_device_leaves_out_leaves_nothing_behind(attachment: Attachment) -> None:
+    optimizer = optimizers.build(Optimizer(), attachment)
+    assert optimizers.can_step_if(optimizer)
+    layers = list(attachment.layers.values())
+    factors = [factor for layer in layers for factor in (layer.down, layer.up)]
+
+    def step(finite: bool, gradient: float) -> list[torch.Tensor]:
+        for factor in factors:
+            factor.grad = torch.full_like(factor, gradient)
+        optimizers.step_if(torch.tensor(finite), optimizer)
+        return [tensor.clone() for tensor in (*factors, *_moments(optimizer))]
+
+    first = step(True, 0.5)
+    assert all(map(torch.equal, first, step(False, float("nan"))))
+    assert not any(map(torch.equal, first, step(True, 0.25)))
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [value for state in optimizer.state.values() for value in state.values()]
 
 
 def test_prodigy_refuses_several_rates(attachment: Attachment) -> None:
