@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from trainer.files import replace_atomically
 
+NO_TEXTS: Mapping[str, str] = {}
 _PAPER = (250, 248, 244)
 _INK = (40, 38, 35)
 _SMALLEST_CELL = 192  # pixels; smaller images are enlarged by a whole factor
@@ -40,6 +41,7 @@ def sheet(
         draw.text((margin, margin // 2), title, _INK, font)
     for column, label in enumerate(column_labels):
         center = margin + column * (cell_width + margin) + cell_width // 2
+        label = _cut(label, font, cell_width)
         draw.text((center, head - line // 2), label, _INK, font, anchor="mm")
     for number, (row, label) in enumerate(zip(images, row_labels, strict=True)):
         top = head + number * row_height
@@ -49,9 +51,12 @@ def sheet(
     return page
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    """Writes a PNG, whole or not at all."""
-    replace_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+def save_png(image: Image.Image, path: Path, texts: Mapping[str, str] = NO_TEXTS) -> None:
+    """Writes a PNG, whole or not at all, with chunks of text by their keywords."""
+    info = PngImagePlugin.PngInfo()
+    for keyword, text in texts.items():
+        info.add_text(keyword, text)
+    replace_atomically(path, lambda temporary: image.save(temporary, format="PNG", pnginfo=info))
 
 
 def _enlarged(image: Image.Image) -> Image.Image:

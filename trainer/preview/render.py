@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from trainer.adapter.attach import Attachment, Strength
+from trainer.adapter.attach import Attachment
 from trainer.data.latents import to_image
-from trainer.model.stable_diffusion import BaseModel, Conditioning
+from trainer.model.stable_diffusion import BaseModel
+from trainer.preview.mixing import SWITCH_EVERY, Mixing
+from trainer.preview.predictor import PartStrength, Predictor
+from trainer.preview.samplers import KINDS, Sampler, scheduler_of
+from trainer.preview.start import begin
+
+__all__ = ["Cancelled", "PartStrength", "Picture", "render"]
 
 
 class Cancelled(Exception):
@@ -25,8 +30,7 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Picture:
-    """What to draw. `width` and `height` are pixels, by default the base's own size; `guidance` is
-    the classifier-free guidance scale (Ho & Salimans, 2022, arXiv:2207.12598), 1 for none."""
+    """What to draw; `request.Drawing` explains the fields."""
 
     prompt: str
     negative_prompt: str = ""
@@ -35,17 +39,18 @@ class Picture:
     guidance: float = 7.0
     width: int | None = None
     height: int | None = None
+    sampler: Sampler = "ddim"
+    clip_skip: int = 1
+    mixing: Mixing = "sum"
+    switch_every: int = SWITCH_EVERY
+    initial_image: Path | None = None
+    denoise: float = 0.75
 
-
-@dataclass(frozen=True)
-class PartStrength:
-    """The strength of one adapter in each part of the model."""
-
-    unet: float = 1.0
-    text_encoder: float = 1.0
-
-    def at(self, path: str) -> float:
-        return self.unet if path.startswith("unet.") else self.text_encoder
+    @property
+    def guided(self) -> bool:
+        """Whether there is classifier-free guidance (Ho & Salimans, 2022, arXiv:2207.12598): a
+        prediction with the prompt and one without."""
+        return self.guidance > 1
 
 
 @torch.no_grad()
@@ -65,71 +70,22 @@ def render(
 
     Raises:
         Cancelled: when `cancelled()` becomes true.
+        UserError: if the initial image, a mask, or the prompt cannot be used.
     """
-    count, guided = len(strip), picture.guidance > 1
-    if attachment is not None:
-        _set_strengths(attachment, strengths or {}, strip, copies=2 if guided else 1)
-    prompts = [picture.negative_prompt] * count * guided + [picture.prompt] * count
-    conditioning = model.encode_prompts(prompts)
-    scheduler = _scheduler(model)
-    scheduler.set_timesteps(picture.steps, device=model.device)
-    latents = initial_noise(model, picture) * scheduler.init_noise_sigma
-    latents = latents.to(model.device).expand(count, -1, -1, -1)
-    for done, timestep in enumerate(scheduler.timesteps, start=1):
+    scheduler = scheduler_of(picture.sampler, model.scheduler_config)
+    start = begin(model, picture, scheduler)
+    predictor = Predictor(model, picture, attachment, strengths or {}, strip, start.latents)
+    latents = start.latents.expand(len(strip), -1, -1, -1)
+    steps = len(start.timesteps)
+    further_noise = {}
+    if KINDS[picture.sampler].adds_noise:  # the same for all images of the strip
+        further_noise["generator"] = [start.generator.clone_state() for _ in strip]
+    for step, timestep in enumerate(start.timesteps):
         if cancelled():
             raise Cancelled
-        prediction = _predict(model, scheduler, latents, timestep, conditioning, picture.guidance)
-        latents = scheduler.step(prediction, timestep, latents).prev_sample
-        on_step(done, len(scheduler.timesteps))
+        inputs = scheduler.scale_model_input(latents, timestep)
+        prediction = predictor.predict(inputs, timestep, step, steps)
+        latents = scheduler.step(prediction, timestep, latents, **further_noise).prev_sample
+        on_step(step + 1, steps)
     # One by one: decoding takes far more memory than denoising.
     return [to_image(model.decode_latents(one[None])[0]) for one in latents]
-
-
-def initial_noise(model: BaseModel, picture: Picture) -> Tensor:
-    """[1, C, h, w] from the picture's seed, drawn on the CPU so that every device starts alike."""
-    height = (picture.height or model.native_size) // model.downscale
-    width = (picture.width or model.native_size) // model.downscale
-    generator = torch.Generator().manual_seed(picture.seed)
-    return torch.randn((1, model.latent_channels, height, width), generator=generator)
-
-
-def _predict(
-    model: BaseModel,
-    scheduler: Any,
-    latents: Tensor,
-    timestep: Tensor,
-    conditioning: Conditioning,
-    guidance: float,
-) -> Tensor:
-    inputs = torch.cat([latents, latents]) if guidance > 1 else latents
-    inputs = scheduler.scale_model_input(inputs, timestep)
-    prediction = model.predict(inputs, timestep, conditioning)
-    if guidance <= 1:
-        return prediction
-    without, with_ = prediction.chunk(2)
-    return without + guidance * (with_ - without)
-
-
-def _set_strengths(
-    attachment: Attachment,
-    strengths: Mapping[str, PartStrength],
-    strip: Sequence[float],
-    copies: int,
-) -> None:
-    if len(strip) == 1:
-        factor: float | Tensor = strip[0]
-    else:
-        factor = torch.tensor(strip, dtype=torch.float32).repeat(copies)
-
-    def at(strength: PartStrength) -> Strength:
-        # A plain 0 turns the layer off; a zero per image would still cost the products.
-        return lambda path: strength.at(path) and strength.at(path) * factor
-
-    attachment.set({name: at(strength) for name, strength in strengths.items()})
-
-
-def _scheduler(model: BaseModel) -> Any:
-    from diffusers import DDIMScheduler
-
-    # Clipping is for models of pixels; configurations written for other schedulers leave it out.
-    return DDIMScheduler.from_config({"clip_sample": False, **model.scheduler_config})

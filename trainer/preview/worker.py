@@ -23,6 +23,7 @@ from trainer.preview.request import (
     Answer,
     Cancel,
     Cancelled,
+    Drawing,
     Loading,
     Progress,
     Refused,
@@ -64,6 +65,7 @@ class Worker:
 
     def _render(self, wanted: Render) -> None:
         from trainer.preview.grid import save_png
+        from trainer.preview.recipe import recipe_of
         from trainer.preview.render import Cancelled as GivenUp
 
         began = time.monotonic()
@@ -79,8 +81,10 @@ class Worker:
             return
         wanted.folder.mkdir(parents=True, exist_ok=True)
         files = tuple(wanted.folder / f"{index:02d}.png" for index in range(len(images)))
-        for image, file in zip(images, files, strict=True):
-            save_png(image, file)
+        drawing = Drawing(**{name: getattr(wanted, name) for name in Drawing.model_fields})
+        for index, (image, file) in enumerate(zip(images, files, strict=True)):
+            texts = {} if wanted.private else recipe_of([drawing], index).texts(*image.size)
+            save_png(image, file, texts)
         self._say(Rendered(id=wanted.id, files=files, seconds=time.monotonic() - began))
 
     def _session_for(self, wanted: Render) -> Session:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from trainer.preview.recipe import read_recipe
 from trainer.preview.request import ANSWER, Cancel, Cancelled, Progress, Refused, Render, Rendered
 
 Ask = Callable[..., object]
@@ -65,6 +66,13 @@ def test_it_draws_with_progress_and_refuses_in_words(
     assert isinstance(rendered, Rendered)
     assert [file.name for file in rendered.files] == ["00.png", "01.png"]
     assert Image.open(rendered.files[0]).size == (64, 64)
+    recipe = read_recipe(rendered.files[1])
+    assert (recipe.image, recipe.drawings[0].strip) == (1, (0.0, 1.0))
+
+    _send(worker, _render(tiny_base, tmp_path / "private", id="p", private=True))
+    rendered = _last(worker)
+    assert isinstance(rendered, Rendered)
+    assert not Image.open(rendered.files[0]).info
 
     missing = {"file": str(tmp_path / "no.safetensors")}
     _send(worker, _render(tiny_base, tmp_path / "b", id="2", adapters=(missing,)))
