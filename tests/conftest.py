@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from PIL import Image
 # Tiny models are faster on one thread, and processes that tests start side by side do not fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Caches belong to the tests, and to the processes that they start.
+_caches = tempfile.TemporaryDirectory(prefix="atelier-tests-")
+os.environ["ATELIER_CACHE"] = _caches.name
 
 
 @pytest.fixture(scope="session")
@@ -38,5 +42,5 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         size = (96, 64) if index % 3 == 0 else (64, 64)
         shade = (20 * index, 255 - 30 * index, 128)
         Image.new("RGB", size, shade).save(folder / f"{index}.png")
-        (folder / f"{index}.txt").write_text(f"picture number {index}")
+        (folder / f"{index}.txt").write_text(f"picture, number {index}")
     return folder

@@ -16,7 +16,13 @@ SOURCES = sorted(path for package in ("trainer", "app") for path in (ROOT / pack
 # What a module may be imported by, from the ground up: each layer sees those before it.
 LAYERS: list[tuple[str, ...]] = [
     ("trainer.errors", "trainer.threads"),
-    ("trainer.files", "trainer.fields", "trainer.events", "trainer.model.embedded"),
+    (
+        "trainer.files",
+        "trainer.fields",
+        "trainer.events",
+        "trainer.states",
+        "trainer.model.embedded",
+    ),
     ("trainer.model.bases", "trainer.randomness"),
     ("trainer.settings", "trainer.presets", "trainer.run", "trainer.precision"),
     ("trainer.data", "trainer.adapter", "trainer.model", "trainer.preview"),
@@ -25,11 +31,18 @@ LAYERS: list[tuple[str, ...]] = [
     ("trainer.__main__",),
 ]
 CONTRACT = {
+    "trainer.adapter.footprint", "trainer.model.shapes",
     "trainer.errors", "trainer.files", "trainer.fields", "trainer.events", "trainer.settings",
-    "trainer.presets", "trainer.run", "trainer.model.bases", "trainer.preview.request",
-    "trainer.preview.grid", "trainer.adapter.header",
+    "trainer.states",
+    "trainer.settings_file",
+    "trainer.presets", "trainer.run", "trainer.model.bases", "trainer.model.describe",
+    "trainer.preview.request",
+    "trainer.preview.grid", "trainer.preview.schedule", "trainer.preview.samplers",
+    "trainer.preview.mixing", "trainer.preview.recipe", "trainer.adapter.header",
 }  # fmt: skip
 WITHOUT_TORCH = (
+    "app.check",
+    "trainer.adapter.footprint",
     "app.server",
     "app.library",
     "app.previews",
@@ -44,6 +57,7 @@ WITHOUT_TORCH = (
     "trainer.adapter.metadata",
     "trainer.adapter.recognise",
     "trainer.model.bases",
+    "trainer.model.describe",
     "trainer.preview.request",
     "trainer.preview.grid",
     "trainer.training.attempt",

@@ -78,9 +78,14 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def stable_diffusion(
-    folder: Path, prediction_type: str = "epsilon", small: bool = False, seed: int = 0
+    folder: Path,
+    prediction_type: str = "epsilon",
+    small: bool = False,
+    seed: int = 0,
+    widths: tuple[int, ...] = (),
 ) -> Path:
-    """Writes an SD 1.x base in the diffusers layout; returns its folder."""
+    """Writes an SD 1.x base in the diffusers layout, its levels as wide as is said; returns its
+    folder."""
     torch.manual_seed(seed)
     scheduler = DDIMScheduler(
         beta_start=0.00085,
@@ -95,7 +100,7 @@ def stable_diffusion(
         vae=vae(),
         text_encoder=text_encoder(),
         tokenizer=tokenizer(folder / "words"),
-        unet=small_unet() if small else unet(),
+        unet=small_unet() if small else unet(**({"block_out_channels": widths} if widths else {})),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from trainer import cli_adapters, cli_preview, cli_train
+from trainer import cli_adapters, cli_bases, cli_grid, cli_preview, cli_train
 from trainer.errors import AtelierError, SettingsError
 from trainer.fields import nearest
 from trainer.threads import wait_without_spinning
@@ -68,7 +68,9 @@ def build(more: Sequence[Register] = ()) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     cli_train.register(commands)
     cli_preview.register(commands)
+    cli_grid.register(commands)
     cli_adapters.register(commands)
+    cli_bases.register(commands)
     for register in more:
         register(commands)
     return parser

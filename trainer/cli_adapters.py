@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,25 +19,45 @@ from trainer.errors import AdapterError, UserError
 from trainer.model.bases import Family
 
 if TYPE_CHECKING:
-    from trainer.adapter.adapter import Adapter, LoadedAdapter
-    from trainer.adapter.algebra import Cut
+    from trainer.adapter.adapter import Adapter, LoadedAdapter, LowRank
+    from trainer.adapter.algebra import Cut, Error
     from trainer.adapter.compare import Conflict
     from trainer.adapter.header import Header
 
 _METHODS = ("concat", "svd", "ties", "dare", "dare-ties", "magnitude")
 _SUFFIX = ".safetensors"
+BLOCK_HELP = (
+    "weigh blocks of all adapters or of the N-th: by the start of their path, "
+    "2:unet.up_blocks=0.5, or by a list of 17 or 26 factors (12 or 20 for SDXL), 1,0,0.5,…; repeat "
+    "for more"
+)
 
 
-def parse_weighted(text: str) -> tuple[Path, float]:
-    """`style.safetensors=0.8` as a file and its weight, which is 1 where none is given.
+@dataclass(frozen=True)
+class Weighted:
+    """An adapter file and its weights in the UNet and in the text encoders."""
+
+    file: Path
+    unet: float = 1.0
+    text_encoder: float = 1.0
+
+    def __call__(self, path: str) -> float:
+        """The weight of one layer."""
+        return self.unet if path.startswith("unet.") else self.text_encoder
+
+
+def parse_weighted(text: str) -> Weighted:
+    """`style.safetensors=0.8` as a file and its weight, which is 1 where none is given;
+    `style.safetensors=0.8:0.3` has 0.3 in the text encoders.
 
     Raises:
-        UserError: if what follows the last `=` is not a finite number.
+        UserError: if what follows the last `=` is not one or two finite numbers.
     """
-    name, equals, number = text.rpartition("=")
-    if not equals or number.endswith(_SUFFIX):  # no weight, or an = in the file's own name
-        return Path(text), 1.0
-    return Path(name), _number(text, number)
+    name, equals, numbers = text.rpartition("=")
+    if not equals or numbers.endswith(_SUFFIX):  # no weight, or an = in the file's own name
+        return Weighted(Path(text))
+    unet, colon, apart = numbers.partition(":")
+    return Weighted(Path(name), _number(text, unet), _number(text, apart if colon else unet))
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -48,50 +70,40 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     convert = subparsers.add_parser("convert", help="write an adapter in another key format")
     convert.add_argument("file", type=Path, help="adapter file of any kind")
     convert.add_argument("--to", choices=("kohya", "diffusers"), required=True, help="key format")
-    convert.add_argument(
-        "--base", help="base reference; needed for DoRA, whose effect depends on it"
-    )
-    _add_cut(convert.add_mutually_exclusive_group())
-    _add_output(convert)
+    _add_base(convert)
+    add_cut(convert.add_mutually_exclusive_group())
+    add_output(convert)
     convert.set_defaults(run=run_convert)
 
     compose = subparsers.add_parser("compose", help="make one adapter from several")
     compose.add_argument(
-        "adapters", nargs="+", metavar="FILE=WEIGHT", help="weights may be negative"
-    )
+        "adapters", nargs="+", metavar="FILE=WEIGHT",
+        help="weights may be negative; FILE=0.8:0.3 has 0.3 in the text encoder",
+    )  # fmt: skip
     compose.add_argument("--method", choices=_METHODS, default="concat",
                          help="concat: the exact sum; svd: the closest of a rank")  # fmt: skip
-    compose.add_argument("--block", action="append", default=[], metavar="[N:]BLOCKS",
-                         help="weigh blocks of all adapters or of the N-th: by the start of their "
-                         "path, 2:unet.up_blocks=0.5, or by a list of 12 or 20 (SDXL), 17 or 26 "
-                         "factors, 1,0,0.5,…; may be repeated")  # fmt: skip
+    compose.add_argument(
+        "--block", action="append", default=[], metavar="[N:]BLOCKS", help=BLOCK_HELP
+    )
     compose.add_argument(
         "--density", type=float, default=0.5, help="share kept by the pruning methods"
     )
     compose.add_argument("--seed", type=int, default=0, help="seed of the random choice in DARE")
-    _add_cut(compose.add_mutually_exclusive_group())
-    _add_output(compose)
+    _add_base(compose)
+    add_cut(compose.add_mutually_exclusive_group())
+    add_output(compose)
     compose.set_defaults(run=run_compose)
 
     resize = subparsers.add_parser("resize", help="reduce an adapter's rank")
     resize.add_argument("file", type=Path, help="adapter file")
-    _add_cut(resize.add_mutually_exclusive_group(required=True))
-    _add_output(resize)
+    _add_base(resize)
+    add_cut(resize.add_mutually_exclusive_group(required=True))
+    add_output(resize)
     resize.set_defaults(run=run_resize)
-
-    fuse = subparsers.add_parser("fuse", help="write a base with adapters baked in")
-    fuse.add_argument("--base", required=True, help="base reference: embedded, folder or hub id")
-    fuse.add_argument(
-        "--adapter", action="append", required=True, metavar="FILE=STRENGTH", help="repeat for more"
-    )
-    fuse.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), help="number format (the base's own)"
-    )
-    fuse.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
-    fuse.set_defaults(run=run_fuse)
 
     compare = subparsers.add_parser("compare", help="tell whether adapters get in each other's way")
     compare.add_argument("adapters", nargs="+", metavar="FILE[=WEIGHT]")
+    _add_base(compare)
     compare.add_argument("--json", action="store_true", help="print JSON")
     compare.add_argument("--picture", type=Path, help="PNG of the overlaps by block (two adapters)")
     compare.set_defaults(run=run_compare)
@@ -108,34 +120,32 @@ def run_inspect(args: argparse.Namespace) -> None:
 def run_convert(args: argparse.Namespace) -> None:
     """Writes an adapter of any kind as a plain LoRA in the key format asked for."""
     from trainer.adapter.adapter import load
-    from trainer.adapter.base_weights import read_weights
-    from trainer.model.load import locate
 
     loaded = load(args.file)
-    weights = read_weights(locate(args.base), loaded.layers) if args.base else None
-    adapter, error = loaded.plain(_cut(args), weights)
-    _save(adapter, args, loaded.header)
-    if loaded.unused:
-        print(f"{len(loaded.unused)} tensors are not understood and left out, such as "
-              f"{loaded.unused[0]}.")  # fmt: skip
-    print(f"Wrote {args.output}: {len(adapter)} layers, relative error {error.total:.2e}.")
+    adapter, error = _plain(loaded, args.base, cut_of(args))
+    save_as(adapter, args, loaded.header)
+    tell_unused([args.file])
+    words = f"{len(adapter)} layers, relative error {error.total:.2e}"
+    tell(args, adapter, error, words, unused=list(loaded.unused))
 
 
 def run_compose(args: argparse.Namespace) -> None:
     """Writes one adapter from several, and prints what it loses against their exact sum."""
     from trainer.adapter import merge
     from trainer.adapter.algebra import Cut
-    from trainer.adapter.block_rules import weights_of
+    from trainer.adapter.block_rules import by_adapter, weights_of
     from trainer.adapter.compose import combine, compress
 
     loaded, weights = _load_all(args.adapters)
     family = _common_family(loaded) or Family.SD1
-    factors = weights_of(args.block, [one.layers.keys() for one in loaded], family)
+    rules = by_adapter(args.block, len(loaded))
+    factors = weights_of(rules, [one.layers.keys() for one in loaded], family)
+    plain = [_plain(one, args.base)[0] for one in loaded]
     weighted = [
-        (one.adapter, lambda path, weight=weight, of=of: weight * of(path))
-        for one, weight, of in zip(loaded, weights, factors, strict=True)
+        (adapter, lambda path, weight=weight, of=of: weight(path) * of(path))
+        for adapter, weight, of in zip(plain, weights, factors, strict=True)
     ]
-    cut = _cut(args)
+    cut = cut_of(args)
     if args.method == "concat" and cut:
         raise UserError("--method concat is exact and takes no --rank or --energy.",
                         "Use --method svd to reduce the rank.")  # fmt: skip
@@ -147,13 +157,14 @@ def run_compose(args: argparse.Namespace) -> None:
     else:
         if not 0 < args.density <= 1:
             raise UserError(f"--density must be above 0 and at most 1, not {args.density}.")
-        cut = cut or Cut(rank=max(layer.rank for one in loaded for layer in one.adapter.values()))
+        cut = cut or Cut(rank=max(layer.rank for one in plain for layer in one.values()))
         adapter, error = merge.merge(
             weighted, args.method, cut=cut, density=args.density, seed=args.seed
         )
-    _save(adapter, args, _composed_header(args, loaded, weights))
+    save_as(adapter, args, _composed_header(args, loaded, weights))
+    tell_unused(one.path for one in loaded)
     lost = f"relative error {error.total:.2e}" if error else "the exact sum"
-    print(f"Wrote {args.output}: {len(adapter)} layers, rank {_rank(adapter)}, {lost}.")
+    tell(args, adapter, error, f"{len(adapter)} layers, rank {rank_in_words(adapter)}, {lost}")
 
 
 def run_resize(args: argparse.Namespace) -> None:
@@ -162,31 +173,14 @@ def run_resize(args: argparse.Namespace) -> None:
     from trainer.adapter.compose import compress
 
     loaded = load(args.file)
-    cut = _cut(args)
+    cut = cut_of(args)
     assert cut is not None  # the parser requires one of the two
-    adapter, error = compress(loaded.adapter, cut)
-    _save(adapter, args, loaded.header)
-    worst = max(error.layers, key=lambda path: error.layers[path])
-    print(f"Wrote {args.output}: rank {_rank(adapter)}, relative error {error.total:.2e}, "
-          f"largest in {worst} ({error.layers[worst]:.2e}).")  # fmt: skip
-
-
-def run_fuse(args: argparse.Namespace) -> None:
-    """Writes a base with adapters in its weights, and says what rounding left of them."""
-    from trainer.adapter.bake import bake
-    from trainer.adapter.compose import combine
-    from trainer.model.bases import family_of
-    from trainer.model.load import locate
-    from trainer.precision import DTYPES
-    from trainer.preview.session import load_for
-
-    base = locate(args.base)
-    family = family_of(base)
-    weighted = [parse_weighted(text) for text in args.adapter]
-    adapter = combine([(load_for(family, base, file), weight) for file, weight in weighted])
-    report = bake(base, adapter, args.output, DTYPES.get(args.precision))
-    print(report.to_words())
-    print(args.output)
+    adapter, error = compress(_plain(loaded, args.base)[0], cut)
+    save_as(adapter, args, loaded.header)
+    tell_unused([args.file])
+    worst = worst_of(error)
+    tell(args, adapter, error, f"rank {rank_in_words(adapter)}, relative error {error.total:.2e}, "
+                                f"largest in {worst} ({error.layers[worst]:.2e})")  # fmt: skip
 
 
 def run_compare(args: argparse.Namespace) -> None:
@@ -201,32 +195,69 @@ def run_compare(args: argparse.Namespace) -> None:
         raise UserError("There is nothing to compare: give two adapters or more.")
     if args.picture and len(loaded) > 2:
         raise UserError("--picture shows two adapters; give two.")
+    stems = [one.path.stem for one in loaded]
+    alike = len(set(stems)) < len(stems)  # as the files of runs are, which are all `adapter`
     named = [
-        (one.path.stem, combine([(one.adapter, weight)]))
-        for one, weight in zip(loaded, weights, strict=True)
+        (one.header.name or stem if alike else stem, combine([(_plain(one, args.base)[0], weight)]))
+        for one, stem, weight in zip(loaded, stems, weights, strict=True)
     ]
+    tell_unused(one.path for one in loaded)
     reports = [compare((a, b), one, two) for (a, one), (b, two) in combinations(named, 2)]
     if args.picture:
         _draw(reports[0], args.picture)
     if args.json:
-        print(json.dumps([report.to_json() for report in reports], indent=2, ensure_ascii=False))
+        said = [{**report.to_json(), "words": report.to_words()} for report in reports]
+        print(json.dumps(said, indent=2, ensure_ascii=False))
     else:
-        print("\n\n".join(report.to_words() for report in reports))
+        print("\n\n".join(f"{one.to_words()}\n{one.to_table()}" for one in reports))
 
 
-def _add_cut(group: argparse._MutuallyExclusiveGroup) -> None:
+def tell_unused(files: Iterable[Path]) -> None:
+    """Says, beside a command's result, which tensors of adapter files have no effect."""
+    from trainer.adapter.header import read_header
+
+    for file in dict.fromkeys(files):
+        if unused := read_header(file).unused:
+            print(
+                f"{file}: {len(unused)} tensors are not understood and left out, such as "
+                f"{unused[0]}; `atelier inspect --json` lists them.",
+                file=sys.stderr,
+            )
+
+
+def _plain(
+    loaded: LoadedAdapter, base: str | None, cut: Cut | None = None
+) -> tuple[dict[str, LowRank], Error]:
+    """An adapter as plain factors, with the weights of the base where one is given."""
+    from trainer.adapter.base_weights import read_weights
+    from trainer.model.load import locate
+
+    return loaded.plain(cut, read_weights(locate(base), loaded.layers) if base else None)
+
+
+def _add_base(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base", help="base reference; needed for DoRA, whose effect depends on it"
+    )
+
+
+def add_cut(group: argparse._MutuallyExclusiveGroup) -> None:
+    """The flags that say how far to reduce a rank."""
     group.add_argument("--rank", type=int, help="highest rank of a layer")
     group.add_argument("--energy", type=float, help="share of each layer's energy to keep, up to 1")
 
 
-def _add_output(parser: argparse.ArgumentParser) -> None:
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The flags of a command that writes an adapter."""
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--precision", choices=("fp16", "bf16", "fp32"), default="fp16")
     parser.add_argument("--family", choices=[family.value for family in Family],
                         help="of a file that does not tell")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def _cut(args: argparse.Namespace) -> Cut | None:
+def cut_of(args: argparse.Namespace) -> Cut | None:
+    """What `add_cut`'s flags ask for. Raises UserError if that makes no sense."""
     from trainer.adapter.algebra import Cut
 
     if args.rank is None and args.energy is None:
@@ -247,17 +278,17 @@ def _number(text: str, number: str) -> float:
     return value
 
 
-def _load_all(texts: Sequence[str]) -> tuple[list[LoadedAdapter], list[float]]:
+def _load_all(texts: Sequence[str]) -> tuple[list[LoadedAdapter], list[Weighted]]:
     """The adapters of `FILE=WEIGHT` arguments and their weights, all for one family."""
     from trainer.adapter.adapter import load
 
-    pairs = [parse_weighted(text) for text in texts]
-    loaded = [load(path) for path, _ in pairs]
+    weighted = [parse_weighted(text) for text in texts]
+    loaded = [load(one.file) for one in weighted]
     families = {one.family: one.path for one in loaded if one.family}
     if len(families) > 1:
         said = ", ".join(f"{path} is for {family.full_name}" for family, path in families.items())
         raise AdapterError(f"The adapters are for different bases: {said}.")
-    return loaded, [weight for _, weight in pairs]
+    return loaded, weighted
 
 
 def _common_family(loaded: Sequence[LoadedAdapter]) -> Family | None:
@@ -266,7 +297,7 @@ def _common_family(loaded: Sequence[LoadedAdapter]) -> Family | None:
 
 
 def _composed_header(
-    args: argparse.Namespace, loaded: Sequence[LoadedAdapter], weights: Sequence[float]
+    args: argparse.Namespace, loaded: Sequence[LoadedAdapter], weights: Sequence[Weighted]
 ) -> Header:
     """A header that says what was composed, and has what the adapters have in common."""
     from trainer.adapter.header import Header
@@ -274,7 +305,7 @@ def _composed_header(
     recipe = {
         "method": args.method,
         "adapters": [
-            {"name": one.header.name, "weight": weight}
+            {"name": one.header.name, "weight": weight.unet, "text_encoder": weight.text_encoder}
             for one, weight in zip(loaded, weights, strict=True)
         ],
         **{name: value for name in ("block", "rank", "energy", "density", "seed")
@@ -295,7 +326,8 @@ def _composed_header(
     )
 
 
-def _save(adapter: Adapter, args: argparse.Namespace, header: Header) -> None:
+def save_as(adapter: Adapter, args: argparse.Namespace, header: Header) -> None:
+    """Writes an adapter where and how `add_output`'s flags say."""
     from dataclasses import replace
 
     from trainer.adapter.adapter import save
@@ -325,7 +357,32 @@ def _draw(report: Conflict, path: Path) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None
 
 
-def _rank(adapter: Adapter) -> str:
+def tell(
+    args: argparse.Namespace, adapter: Adapter, error: Error | None, words: str, **more: Any
+) -> None:
+    """Prints what was written: in words, or as JSON with the error of the whole and of its worst
+    layer, which are null for an exact result."""
+    if not args.json:
+        print(f"Wrote {args.output}: {words}.")
+        return
+    worst = worst_of(error) if error and error.layers else None
+    result = {
+        "output": str(args.output),
+        "layers": len(adapter),
+        "rank": rank_in_words(adapter),
+        "error": error.total if error else None,
+        "worst_layer": worst,
+        "worst_error": error.layers[worst] if error and worst else None,
+    }
+    print(json.dumps({**result, **more}, indent=2, ensure_ascii=False))
+
+
+def worst_of(error: Error) -> str:
+    """The layer that loses most."""
+    return max(error.layers, key=lambda path: error.layers[path])
+
+
+def rank_in_words(adapter: Adapter) -> str:
     """`16`, or `4 to 16` where layers differ."""
     ranks = [layer.rank for layer in adapter.values()]
     low, high = min(ranks), max(ranks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
@@ -45,12 +44,19 @@ class Console:
             case events.Verdict():
                 self._say(f"Step {event.step}: {event.message}")
             case events.Forecast():
-                memory = f", {event.peak_memory / 1e9:.1f} GB" if event.peak_memory else ""
-                self._say(f"About {event.total_seconds:.0f} s in all{memory}.")
+                self._say(event.words)
             case events.Sampled():
                 self._say(f"Step {event.step}: samples in {self._run.path / event.files[0]}")
             case events.Notice():
                 self._say(f"Note: {event.message}")
+            case events.Changed():
+                self._say(event.message)
+            case events.Paused():
+                self._say(f"Paused: {event.message}.")
+            case events.Continued():
+                self._say("Going on.")
+            case events.Recommended():
+                self._say(f"Recommended: {self._run.path / event.file}. {event.why}")
             case events.Stopping():
                 self._say("Stopping: saving where it stands.")
             case events.Stopped():
@@ -67,12 +73,7 @@ class Console:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self._close()
 
     def _advance(self, stage: str, done: int, total: int) -> None:

@@ -17,7 +17,8 @@ from trainer.errors import AtelierError
 from trainer.fields import nest
 from trainer.presets import PRESETS
 from trainer.run import Run
-from trainer.settings import Settings, parse
+from trainer.settings import Settings
+from trainer.settings_file import parse
 from trainer.threads import wait_without_spinning
 from trainer.training.attempt import attempt
 
@@ -69,26 +70,28 @@ def _train(run: Run) -> float:
 
 def _draw(run: Run) -> float:
     from trainer.preview.grid import save_png, sheet
+    from trainer.preview.recipe import Layout, recipe_of
     from trainer.preview.request import Drawing, Strength
     from trainer.preview.session import Session
     from trainer.settings import Base
 
     began = time.monotonic()
     session = Session(Base())
-    rows = [
-        session.draw(
-            Drawing(
-                base="embedded",
-                adapters=(Strength(file=run.adapter_file),),
-                prompt=prompt,
-                strip=STRENGTHS,
-                guidance=_settings().samples.guidance,
-            )
+    drawings = [
+        Drawing(
+            base="embedded",
+            adapters=(Strength(file=run.adapter_file),),
+            prompt=prompt,
+            strip=STRENGTHS,
+            guidance=_settings().samples.guidance,
         )
         for prompt in PROMPTS
     ]
-    page = sheet(rows, [f"strength {value:g}" for value in STRENGTHS], PROMPTS)
-    save_png(page, FOLDER / "strengths.png")
+    rows = [session.draw(drawing) for drawing in drawings]
+    layout = Layout(columns=tuple(f"strength {value:g}" for value in STRENGTHS), rows=PROMPTS)
+    page = sheet(rows, layout.columns, layout.rows)
+    recipe = recipe_of(drawings, layout=layout)
+    save_png(page, FOLDER / "strengths.png", recipe.texts(*page.size))
     return time.monotonic() - began
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "gradio")
 _OPTIONAL = {
-    "bitsandbytes": "pip install bitsandbytes, for the 8-bit optimizer",
+    "bitsandbytes": "pip install bitsandbytes, for the 8-bit optimizer and packed bases",
     "prodigyopt": "pip install prodigyopt, for Prodigy",
     "lion-pytorch": "pip install lion-pytorch, for Lion",
     "schedulefree": "pip install schedulefree, for schedule-free AdamW",

@@ -9,7 +9,8 @@ AtelierError
 │   └── RunDirectoryError     a run directory that is taken, finished or not writable
 └── RunFailed                 a failure while working: exit code 1
     ├── OutOfMemory
-    └── NonFinite             a loss or gradient that is NaN or infinite
+    ├── NonFinite             a loss or gradient that is NaN or infinite
+    └── ProcessLost           another of the processes that share a run is gone
 """
 
 from __future__ import annotations
@@ -83,3 +84,25 @@ class OutOfMemory(RunFailed):
 
 class NonFinite(RunFailed):
     """A loss, gradient or weight became NaN or infinite."""
+
+
+class ProcessLost(RunFailed):
+    """Another of the processes that share a run has ended, so the run is interrupted."""
+
+
+# How the libraries below say it: the allocators of CPU and GPU, C++, cuBLAS and cuDNN, and oneDNN,
+# which has no other words for it.
+_NO_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "bad_alloc",
+    "alloc_failed",
+    "could not create a primitive",
+    "could not create a memory",
+)
+
+
+def means_no_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever class, means that memory ran out."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)

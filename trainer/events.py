@@ -46,7 +46,8 @@ class Preparing(Event):
 
 
 class Ready(Event):
-    """Training is about to begin, with what it is about to train."""
+    """Training is about to begin, with what it is about to train; `environment` has the versions,
+    threads and processors that its bits depend on."""
 
     type: Literal["ready"] = "ready"
     device: str
@@ -57,6 +58,7 @@ class Ready(Event):
     trained_parameters: int
     base_parameters: int
     file_bytes: int
+    environment: dict[str, str | int] = Field(default_factory=dict)
 
 
 class Step(Event):
@@ -73,7 +75,8 @@ class Step(Event):
 
 class Validated(Event):
     """Losses at fixed noise and timesteps; `base_…` without the adapter. `held_out` is None if no
-    image was set aside. By block: `change` is ‖ΔW‖ / ‖W‖, `gradients` the last step's norms."""
+    image was set aside. By block: `change` is ‖ΔW‖ / ‖W‖, `gradients` the last step's norms.
+    `seconds` is how long measuring took."""
 
     type: Literal["validated"] = "validated"
     step: int
@@ -83,6 +86,7 @@ class Validated(Event):
     base_held_out: float | None = None
     change: dict[str, float] = Field(default_factory=dict)
     gradients: dict[str, float] = Field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def improvement(self) -> float | None:
@@ -104,13 +108,28 @@ class Validated(Event):
 
 
 class Forecast(Event):
-    """What the run will take, judged by its first steps. Memory is in bytes; None is unknown."""
+    """What this attempt will take from its start to its end, judged by its first steps, with the
+    measurements, samples and checkpoints that are still to come; said again when things go
+    otherwise. Memory is in bytes; None is unknown. `fits` says whether the most used so far is
+    safely within what there is."""
 
     type: Literal["forecast"] = "forecast"
     seconds_per_step: float
     total_seconds: float
     peak_memory: int | None = None
     memory: int | None = None
+    fits: bool | None = None
+
+    @property
+    def words(self) -> str:
+        """The forecast in a sentence or two."""
+        said = f"About {spoken_duration(self.total_seconds)} in all"
+        if self.peak_memory is not None:
+            said += f", {self.peak_memory / 1e9:.1f} GB"
+            if self.memory is not None:
+                said += f" of {self.memory / 1e9:.0f} GB"
+            said += " of memory"
+        return f"{said}." if self.fits is not False else f"{said}: it hardly fits."
 
 
 class Verdict(Event):
@@ -122,21 +141,62 @@ class Verdict(Event):
     message: str
 
 
+class Recommended(Event):
+    """The checkpoint to use, of those measured so far: its adapter `file`, relative to the run
+    directory, and why, in words."""
+
+    type: Literal["recommended"] = "recommended"
+    step: int
+    file: str
+    why: str
+
+
 class CheckpointSaved(Event):
-    """A checkpoint is on disk; `file` is its adapter, relative to the run directory."""
+    """A checkpoint is on disk; `file` is its adapter, relative to the run directory. It took
+    `seconds` to write."""
 
     type: Literal["checkpoint"] = "checkpoint"
     step: int
     file: str
+    seconds: float = 0.0
 
 
 class Sampled(Event):
-    """Sample images are on disk; `files`, one a prompt, are relative to the run directory."""
+    """Sample images are on disk; `files`, one a prompt, are relative to the run directory. They
+    took `seconds` to draw. Those of step 0 are the base's."""
 
     type: Literal["sampled"] = "sampled"
     step: int
     files: tuple[str, ...]
     prompts: tuple[str, ...]
+    seconds: float = 0.0
+
+
+class Changed(Event):
+    """A resumed run has other settings than before: `changes` has, by dotted name, what a setting
+    was and what it is, both as text."""
+
+    type: Literal["changed"] = "changed"
+    changes: dict[str, tuple[str, str]]
+
+    @property
+    def message(self) -> str:
+        """The changes in a sentence."""
+        said = (f"{name} was {old}, is {new}" for name, (old, new) in self.changes.items())
+        return f"Changed: {'; '.join(said)}."
+
+
+class Paused(Event):
+    """The run waits for something that only a person can do, said in `message`."""
+
+    type: Literal["paused"] = "paused"
+    message: str
+
+
+class Continued(Event):
+    """What a pause waited for has come."""
+
+    type: Literal["continued"] = "continued"
 
 
 class Notice(Event):
@@ -177,6 +237,22 @@ class Failed(Event):
     advice: str = ""
 
 
+def spoken_duration(seconds: float) -> str:
+    """A length of time as one would say it."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, rest = divmod(seconds, 60)
+    if minutes < 10:
+        return f"{minutes} min {rest} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+Ending = Stopped | Finished | Failed  # the last word of an attempt
+
 AnyEvent = Annotated[
     Started
     | Preparing
@@ -185,8 +261,12 @@ AnyEvent = Annotated[
     | Validated
     | Forecast
     | Verdict
+    | Recommended
     | CheckpointSaved
     | Sampled
+    | Changed
+    | Paused
+    | Continued
     | Notice
     | Stopping
     | Stopped
@@ -212,7 +292,7 @@ def append(path: Path, event: Event) -> None:
                 line = b"\n" + line
         if os.write(handle, line) != len(line):  # the next writer closes the torn line
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        if isinstance(event, Stopped | Finished | Failed):
+        if isinstance(event, Ending):
             os.fsync(handle)
     finally:
         os.close(handle)

@@ -120,8 +120,10 @@ def _kind(annotation: Any, name: str) -> tuple[Kind, tuple[str, ...]]:
         return plain[annotation], ()
     if typing.get_origin(annotation) is Literal:
         values = typing.get_args(annotation)
-        # A field of one number is a format version, which nobody sets.
-        return "choice", tuple(value for value in values if isinstance(value, str))
+        if all(isinstance(value, str) for value in values):
+            return "choice", values
+        if len(values) == 1:  # a format version, which nobody sets
+            return "choice", ()
     if typing.get_origin(annotation) is tuple:
         return "texts", ()
     raise TypeError(f"{name}: no reader of settings knows the type {annotation}")

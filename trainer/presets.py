@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer.fields import nest
-from trainer.settings import Settings, parse
+from trainer.settings import Settings
+from trainer.settings_file import parse
 
 Family = Literal["embedded", "sd15", "sdxl"]
 Goal = Literal["character", "object", "style"]
@@ -73,14 +74,7 @@ _FAMILIES: dict[Family, dict[str, Any]] = {
 _GOALS: dict[tuple[Family, Goal], dict[str, Any]] = {
     ("embedded", "character"): {},
     ("embedded", "object"): {},
-    ("embedded", "style"): {
-        "optimizer.learning_rate": 5e-4,
-        "optimizer.text_encoder_learning_rate": 5e-4,
-        "training.steps": 120,
-        "training.checkpoint_every_steps": 40,
-        "validation.every_steps": 40,
-        "samples.every_steps": 40,
-    },
+    ("embedded", "style"): {"training.steps": 150},
     ("sd15", "character"): {"training.steps": 1500},
     ("sd15", "object"): {"training.steps": 1000},
     ("sd15", "style"): {

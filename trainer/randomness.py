@@ -18,5 +18,10 @@ def generator(seed: int, purpose: str, *indices: int) -> torch.Generator:
 
     Different purposes or indices give independent streams (numpy's SeedSequence mixes them).
     """
+    return torch.Generator().manual_seed(number(seed, purpose, *indices))
+
+
+def number(seed: int, purpose: str, *indices: int) -> int:
+    """A number from 0 to 2^63 - 1, for generators made elsewhere: as `generator`, its seed."""
     entropy = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *indices])
-    return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+    return int(entropy.generate_state(1, np.uint64)[0] >> 1)

@@ -11,6 +11,7 @@ The status of a run is derived from these and stored nowhere, so that no crash c
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,15 +20,18 @@ from typing import Literal
 
 import filelock
 
-from trainer import events, settings
+from trainer import events, settings_file, states
 from trainer.errors import RunDirectoryError
+from trainer.files import TEMPORARY_SUFFIX, held
 from trainer.settings import Settings
 
 Request = Literal["stop", "save", "sample"]
 REQUESTS: tuple[Request, ...] = ("stop", "save", "sample")
 
-# A status check holds the lock for microseconds; a trainer waits this long for it to pass.
-_LOCK_PATIENCE_SECONDS = 2.0
+_RESERVED_BYTES = 1 << 15
+
+# Someone who looks whether the lock is held is in a taker's way for microseconds.
+_LOCK_PATIENCE_SECONDS = 0.2
 
 
 class State(StrEnum):
@@ -36,6 +40,7 @@ class State(StrEnum):
     DRAFT = "draft"
     STARTING = "starting"
     RUNNING = "running"
+    PAUSED = "paused"
     STOPPING = "stopping"
     STOPPED = "stopped"
     INTERRUPTED = "interrupted"
@@ -45,7 +50,7 @@ class State(StrEnum):
     @property
     def alive(self) -> bool:
         """Whether a trainer is at work on it."""
-        return self in (State.STARTING, State.RUNNING, State.STOPPING)
+        return self in (State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING)
 
     @property
     def resumable(self) -> bool:
@@ -142,7 +147,7 @@ class Run:
                 f"{self.path} holds no run: it has no settings.json.",
                 "Give the folder that `atelier train --run` made.",
             )
-        return settings.load(self.settings_file)
+        return settings_file.load(self.settings_file)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -152,14 +157,12 @@ class Run:
             RunDirectoryError: naming the holder's pid, if another trainer has it.
         """
         lock = filelock.FileLock(self.path / "lock", timeout=_LOCK_PATIENCE_SECONDS)
-        try:
-            lock.acquire(poll_interval=0.02)
-        except filelock.Timeout:
-            pid = self.status().pid
-            raise RunDirectoryError(
-                f"{self.path} is in use by another trainer{f' (process {pid})' if pid else ''}.",
-                f"Wait for it, or stop it by `atelier stop {self.path}`.",
-            ) from None
+        while not lock.is_locked:
+            try:
+                lock.acquire(poll_interval=0.02)
+            except filelock.Timeout:
+                if self.locked():  # by a trainer, then, not by others who looked
+                    raise self._in_use() from None
         try:
             yield
         finally:
@@ -167,18 +170,21 @@ class Run:
 
     def locked(self) -> bool:
         """Whether a trainer holds the run right now."""
-        if not (self.path / "lock").exists():
-            return False
-        lock = filelock.FileLock(self.path / "lock", blocking=False)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            return True
-        lock.release()
-        return False
+        return held(self.path / "lock")
+
+    def _in_use(self) -> RunDirectoryError:
+        pid = self.status().pid
+        return RunDirectoryError(
+            f"{self.path} is in use by another trainer{f' (process {pid})' if pid else ''}.",
+            f"Wait for it, or stop it by `atelier stop {self.path}`.",
+        )
 
     def append(self, event: events.Event) -> None:
-        """Says something about the run; only for the holder of the lock."""
+        """Says something about the run; only for the holder of the lock. Before its last word the
+        room that was set aside is given back: for the word, and since nothing is tidied after it.
+        """
+        if isinstance(event, events.Ending):
+            self.release()
         events.append(self.events_file, event)
 
     def read_events(self, offset: int = 0) -> tuple[list[events.AnyEvent], int]:
@@ -203,9 +209,23 @@ class Run:
             return None
 
     def newest_checkpoint(self) -> int:
-        """The step of the newest checkpoint that a resumed run would go on from; 0 if none."""
-        names = (place.stem for place in self.checkpoints.glob("step-*.state"))
-        return max((int(name.removeprefix("step-")) for name in names), default=0)
+        """The step of the newest checkpoint that a resumed run would go on from; 0 if none. It is
+        read and its hash is checked."""
+        place = states.newest(self.checkpoints)
+        return states.step_of(place) if place else 0
+
+    def reserve(self) -> None:
+        """Sets some room aside, so that even on a full disk the run can say that it waits."""
+        with contextlib.suppress(OSError):  # then there was none to set aside
+            self._reserved.write_bytes(os.urandom(_RESERVED_BYTES))  # random: it cannot be packed
+
+    def release(self) -> None:
+        """Gives the room back that was set aside."""
+        self._reserved.unlink(missing_ok=True)
+
+    @property
+    def _reserved(self) -> Path:
+        return self.path / f"reserved{TEMPORARY_SUFFIX}"
 
     def take(self, wanted: Request) -> bool:
         """Removes a request and says whether there was one; only for the trainer."""
@@ -232,7 +252,7 @@ def derive_status(
     was begun has been interrupted.
     """
     figures: dict[str, object] = {}
-    state = State.DRAFT
+    state = before_pause = State.DRAFT
     for event in history:
         match event:
             case events.Started():
@@ -250,6 +270,12 @@ def derive_status(
                     "eta_seconds": event.eta_seconds,
                     "steps_per_second": event.steps_per_second,
                 }
+            case events.Paused():
+                figures["message"] = event.message
+                before_pause, state = state, State.PAUSED
+            case events.Continued():
+                figures["message"] = ""
+                state = before_pause
             case events.Stopping():
                 state = State.STOPPING
             case events.Stopped():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from PIL import Image
 
 from trainer.fields import leaves
 from trainer.run import Run
-from trainer.settings import Settings, parse
+from trainer.settings import Settings
+from trainer.settings_file import parse
 
 
 def atelier(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -30,6 +32,15 @@ def refusal(*arguments: object) -> str:
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     return done.stderr.strip()
+
+
+def test_a_dataset_is_checked_for_a_training_that_could_be(photos: Path) -> None:
+    assert "dataset.resolution: should be a multiple of 8" in refusal(
+        "dataset", "check", photos, "--resolution", 100
+    )
+    assert "dataset.max_tokens" in refusal("dataset", "check", photos, "--max_tokens", 76)
+    found = json.loads(atelier("dataset", "check", photos, "--resolution", 64, "--json").stdout)
+    assert found["images"] == found["captions"] == 8
 
 
 @pytest.fixture
@@ -63,6 +74,7 @@ def test_a_mistake_is_one_clear_line_and_nothing_is_written(
         (("--base.model", tmp_path), "is not a diffusers model"),
         (("--base.model", tmp_path / "model.ckpt"), "pickled"),
         (("--settings", tmp_path / "no.json"), "cannot read"),
+        (("--from-adapter", tmp_path / "no.safetensors"), "no.safetensors cannot be read"),
         (("--preset", "miracle"), "invalid choice"),
         (("--run", file / "below"), "cannot be written"),
     ]
@@ -83,8 +95,10 @@ def test_several_wrong_settings_are_each_named(train: Sequence[object]) -> None:
 def test_the_main_job(train: Sequence[object], photos: Path, small_base: Path,
                       tmp_path: Path) -> None:  # fmt: skip
     """Train, look, be refused a second time, draw a strip, and be refused a foreign adapter."""
-    (photos / "1.txt").write_text("")
+    dataset = shutil.copytree(photos, tmp_path / "dataset")
+    (dataset / "1.txt").write_text("")
     run = tmp_path / "run"
+    train = (*train, "--dataset.folder", dataset)
     done = atelier(*train, "--samples.prompts", "a shape", "another", "--samples.steps=2")
     assert done.returncode == 0, done.stderr
     assert "1.txt" in done.stderr or "caption" in done.stderr  # an empty caption is said
@@ -130,7 +144,15 @@ def test_flags_over_file_over_preset(train: Sequence[object], tmp_path: Path) ->
 def test_resume_may_change_some_settings_only(train: Sequence[object], tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.create(parse({"training": {"steps": 5}}))
-    assert "there is no --adapter.rank" in refusal("resume", run.path, "--adapter.rank", 4)
+    for name, value, reason in (
+        ("adapter.rank", 4, "adapter.rank: is 16 in this run and stays so, since the weights"),
+        ("base.model", "other", "base.model: is embedded in this run and stays so, since what has"),
+        ("optimizer.name", "lion", "the optimizer's memory"),
+        ("training.seed", 3, "the steps so far"),
+    ):
+        assert reason in refusal("resume", run.path, f"--{name}", value)
+        assert f"--{name}" not in atelier("resume", "--help").stdout
+    assert run.settings().training.steps == 5
     assert "dataset" in refusal("resume", run.path, "--training.steps", 7)
     assert run.settings().training.steps == 7
 

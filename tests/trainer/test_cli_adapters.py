@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.trainer.adapter import families
 from trainer import cli
 from trainer.adapter.adapter import LowRank, load, save
 from trainer.adapter.header import Header, read_header
-from trainer.cli_adapters import parse_weighted
+from trainer.cli_adapters import Weighted, parse_weighted
 from trainer.errors import UserError
 from trainer.model.bases import Family
 
@@ -71,6 +71,14 @@ def test_blocks_can_be_weighed(folder: Path) -> None:
         assert families.relative(layer.delta(), sum_of(weights, path)) < 1e-5
 
 
+def test_the_text_encoder_has_a_weight_of_its_own(folder: Path) -> None:
+    assert run("compose a.safetensors=2:-0.5 b.safetensors --precision fp32 "
+               "--output m.safetensors") == 0  # fmt: skip
+    for path, layer in load(Path("m.safetensors")).adapter.items():
+        weights = (-0.5 if path.startswith("text") else 2, 1.0)
+        assert families.relative(layer.delta(), sum_of(weights, path)) < 1e-5
+
+
 def test_blocks_can_be_listed(folder: Path) -> None:
     factors = ["0"] * 17
     factors[0], factors[1], factors[10] = "2", "0.5", "1"  # BASE, IN01, OUT05
@@ -99,6 +107,18 @@ def test_svd_and_resize_print_the_error(folder: Path, capsys: pytest.CaptureFixt
     assert max(read_header(Path("r.safetensors")).ranks) < 4
 
 
+def test_results_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compose a.safetensors b.safetensors=0.5 --output mix.safetensors --json") == 0
+    exact = json.loads(capsys.readouterr().out)
+    assert (exact["output"], exact["error"]) == ("mix.safetensors", None)
+    assert run("resize mix.safetensors --rank 1 --output small.safetensors --json") == 0
+    resized = json.loads(capsys.readouterr().out)
+    assert resized["rank"] == "1"
+    assert 0 < resized["error"] <= resized["worst_error"]
+    assert run("convert a.safetensors --to diffusers --output d.safetensors --json") == 0
+    assert json.loads(capsys.readouterr().out)["unused"] == []
+
+
 @pytest.mark.parametrize("method", ["ties", "dare", "dare-ties", "magnitude"])
 def test_other_methods(folder: Path, method: str) -> None:
     command = f"compose a.safetensors b.safetensors --method {method} --output m.safetensors"
@@ -122,7 +142,7 @@ def test_convert_there_and_back(folder: Path) -> None:
     check_against("k.safetensors", (1, 0))
 
 
-def test_dora_is_converted_with_its_base(
+def test_dora_is_converted_and_composed_with_its_base(
     folder: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -140,12 +160,37 @@ def test_dora_is_converted_with_its_base(
     assert "DoRA" in capsys.readouterr().err
     assert run(f"{command} --precision fp32 --base {tiny_base}") == 0
     from trainer.adapter.base_weights import read_weights
-    from trainer.adapter.lycoris import DoRA
+    from trainer.adapter.kinds import DoRA
 
     layer = load(folder / "dora.safetensors").layers[path]
     assert isinstance(layer, DoRA)
     wanted = layer.delta(read_weights(tiny_base, [path])[path])
     assert families.relative(load(Path("k.safetensors")).adapter[path].delta(), wanted) < 1e-5
+    for command, factor in (("compose dora.safetensors=-0.5", -0.5), ("resize dora.safetensors "
+                            "--energy 1", 1)):  # fmt: skip
+        assert run(f"{command} --family sd1 --precision fp32 --base {tiny_base} "
+                   "--output m.safetensors") == 0  # fmt: skip
+        made = load(Path("m.safetensors")).adapter[path].delta()
+        assert families.relative(made, factor * wanted) < 1e-5
+
+
+def test_what_is_not_understood_is_told_by_every_command(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({**load_file("a.safetensors"), "lora_unet_norm.w_norm": torch.ones(3)},
+              "odd.safetensors")  # fmt: skip
+    for command in (
+        "convert odd.safetensors --to kohya --output m.safetensors",
+        "resize odd.safetensors --rank 1 --output m.safetensors",
+        "compose odd.safetensors b.safetensors --output m.safetensors",
+        "compare odd.safetensors b.safetensors --json",
+    ):
+        assert run(f"{command} --family sd1" if "--output" in command else command) == 0
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "1 tensors are not understood and left out, such as lora_unet_norm.w_norm" in said
+    assert run("inspect odd.safetensors --json") == 0
+    assert json.loads(capsys.readouterr().out)["unused"] == ["lora_unet_norm.w_norm"]
 
 
 def test_inspect_tells_what_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +212,9 @@ def test_inspect_tells_what_is_there(folder: Path, capsys: pytest.CaptureFixture
 
 def test_compare_says_draws_and_writes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compare a.safetensors b.safetensors=0.5 --picture p.png") == 0
-    assert "In their mix" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "In their mix" in said
+    assert "\n  unet.mid_block " in said
     assert Image.open("p.png").format == "PNG"
     assert run("compare a.safetensors b.safetensors a.safetensors --json") == 0
     assert len(json.loads(capsys.readouterr().out)) == 3
@@ -217,12 +264,14 @@ def test_adapters_for_different_families_are_not_composed(
 
 
 def test_files_with_their_weights() -> None:
-    assert parse_weighted("a.safetensors=0.5") == (Path("a.safetensors"), 0.5)
-    assert parse_weighted("a=b.safetensors") == (Path("a=b.safetensors"), 1.0)
-    assert parse_weighted("a=b.safetensors=-1") == (Path("a=b.safetensors"), -1.0)
-    assert parse_weighted("a.safetensors") == (Path("a.safetensors"), 1.0)
-    with pytest.raises(UserError, match="not a number"):
-        parse_weighted("a.safetensors=inf")
+    assert parse_weighted("a.safetensors=0.5") == Weighted(Path("a.safetensors"), 0.5, 0.5)
+    assert parse_weighted("a=b.safetensors") == Weighted(Path("a=b.safetensors"), 1.0, 1.0)
+    assert parse_weighted("a=b.safetensors=-1") == Weighted(Path("a=b.safetensors"), -1.0, -1.0)
+    assert parse_weighted("a.safetensors=-1:0.3") == Weighted(Path("a.safetensors"), -1.0, 0.3)
+    assert parse_weighted("a.safetensors") == Weighted(Path("a.safetensors"), 1.0, 1.0)
+    for wrong in ("inf", "0.5:", ":0.5", "1:2:3"):
+        with pytest.raises(UserError, match="not a number"):
+            parse_weighted(f"a.safetensors={wrong}")
 
 
 def test_ranks_of_a_mix_with_itself_are_reduced_without_loss(folder: Path) -> None:

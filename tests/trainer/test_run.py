@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,29 @@ def test_looking_at_the_status_does_not_disturb_the_holder(run: Run) -> None:
     assert not run.locked()
 
 
+def test_those_who_look_mistake_neither_one_another_nor_stand_in_the_way(run: Run) -> None:
+    run.append(events.Started(attempt=1, pid=1))
+    (run.path / "lock").touch()
+    done = threading.Event()
+    seen: set[bool] = set()
+
+    def look() -> None:
+        while not done.is_set():
+            seen.add(run.locked())
+
+    with ThreadPoolExecutor(4) as lookers:
+        looking = [lookers.submit(look) for _ in range(4)]
+        states = {run.status().state for _ in range(200)}
+        assert states == {State.INTERRUPTED}
+        assert seen == {False}
+        for _ in range(20):
+            with run.lock():
+                assert run.locked()
+        done.set()
+        for one in looking:
+            one.result()
+
+
 def test_requests_are_taken_once(run: Run) -> None:
     run.request("stop")
     run.request("stop")
@@ -178,3 +203,23 @@ def test_events_of_a_newer_version_are_skipped(run: Run) -> None:
     run.events_file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "nonsense\n")
     found, _ = run.read_events()
     assert [type(event) for event in found] == [events.Stopped]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        events.Stopped(step=1),
+        events.Finished(step=1, adapter="a"),
+        events.Failed(step=1, message=""),
+    ],
+    ids=lambda event: event.type,
+)
+def test_nothing_is_set_aside_any_more_when_the_last_word_is_said(
+    tmp_path: Path, last: events.Event
+) -> None:
+    run = Run(tmp_path)
+    run.reserve()
+    run.append(events.Notice(message="still at work"))
+    assert list(tmp_path.glob("reserved*"))
+    run.append(last)
+    assert not list(tmp_path.glob("reserved*"))

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import settings
+from trainer import settings_file
 from trainer.errors import SettingsError
 from trainer.fields import Leaf, flatten, from_text, leaves, nest
 from trainer.presets import PRESETS
-from trainer.settings import Settings, load, parse
+from trainer.settings import Dataset, Settings
+from trainer.settings_file import load, parse
 
 LEAVES = list(leaves(Settings))
 
@@ -39,6 +40,10 @@ def _values(leaf: Leaf) -> st.SearchStrategy[object]:
             values = st.sampled_from([Path("a"), Path("/b/c d"), Path("é")])
         case "texts":
             values = st.lists(st.text(max_size=20), max_size=4).map(tuple)
+        case "text" if leaf.name == "dataset.background":
+            values = st.from_regex(r"#[0-9a-fA-F]{6}", fullmatch=True)
+        case "text" if leaf.name == "dataset.trigger":
+            values = st.from_regex(r"[a-z]+( [a-z]+)?", fullmatch=True)
         case "text":
             values = st.from_regex(r"[a-zA-Z0-9 é.-]{1,20}", fullmatch=True)
     return st.one_of(st.none(), values) if leaf.optional else values
@@ -47,7 +52,9 @@ def _values(leaf: Leaf) -> st.SearchStrategy[object]:
 def _consistent(values: dict[str, object]) -> bool:
     """Whether the values agree with each other, each being valid by itself."""
     lowest, highest = (values.get(f"training.{name}_timestep") for name in ("min", "max"))
-    return (lowest or 0) <= (999 if highest is None else highest)  # type: ignore[operator]
+    in_order = (lowest or 0) <= (999 if highest is None else highest)  # type: ignore[operator]
+    has_hidden = values.get("adapter.kind", "lora") in ("lora", "dora")
+    return in_order and (has_hidden or not values.get("adapter.dropout"))
 
 
 @given(
@@ -76,6 +83,15 @@ def test_text_from_a_form_or_flag_is_the_value_itself(data: st.DataObject) -> No
 def test_timesteps_out_of_order_are_refused() -> None:
     with pytest.raises(SettingsError, match="training: min_timestep must not be above"):
         parse(nest({"training.min_timestep": 500, "training.max_timestep": 400}))
+
+
+def test_every_value_but_the_version_is_a_setting() -> None:
+    assert {leaf.name for leaf in LEAVES} == flatten(Settings().model_dump()).keys() - {"version"}
+
+
+def test_blanks_around_a_trigger_are_no_part_of_it() -> None:
+    triggers = [Dataset(trigger=text).trigger for text in (" zkv  person ", "  ", "")]
+    assert triggers == ["zkv  person", None, None]
 
 
 def test_every_setting_is_explained() -> None:
@@ -119,9 +135,9 @@ def test_a_newer_version_is_refused_by_name() -> None:
 
 
 def test_an_older_version_is_migrated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(settings_file, "FORMAT_VERSION", 2)
     monkeypatch.setattr(
-        settings,
+        settings_file,
         "_MIGRATIONS",
         {1: lambda tree: {"adapter": {"rank": tree["adapter"]["dimension"]}}},
     )
