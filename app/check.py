@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from app import parts
 from app.datasets import Dataset
+from trainer.adapter.footprint import Footprint, footprint
 from trainer.data import report, tokens
-from trainer.data.findings import Finding
+from trainer.data.report import Report
+from trainer.model.shapes import outline
+from trainer.settings import Dataset as DatasetSettings
 from trainer.settings import Settings
 
 _FEW_IMAGES = 5
@@ -18,12 +22,35 @@ def facts(dataset: Dataset, settings: Settings) -> list[tuple[str, str]]:
     training = settings.training
     seen = training.steps * training.batch_size * training.gradient_accumulation
     prompts = len(settings.samples.prompts)
+    sized = size(settings)
+    trains = (
+        [
+            (
+                "Parameters",
+                f"{sized.parameters:,} ({sized.share:.2%} of the base)".replace(",", " "),
+            ),
+            ("File to come", parts.size(sized.file_bytes)),
+        ]
+        if sized
+        else [("File to come", "known once the base is here")]
+    )
     return [
         ("Images", str(images)),
         ("Steps", f"{training.steps:,}".replace(",", " ")),
         ("Each image is seen", f"about {max(1, round(seen / images))} times" if images else "–"),
         ("Samples", f"{prompts} every {settings.samples.every_steps} steps" if prompts else "none"),
+        *trains,
     ]
+
+
+def size(settings: Settings) -> Footprint | None:
+    """What would be trained; None if the base is not here and is none of the well-known.
+
+    Raises:
+        UserError: if there is no such base, or a setting names layers that it lacks.
+    """
+    base = outline(settings.base.model)
+    return footprint(settings, base) if base else None
 
 
 def warnings(dataset: Dataset, settings: Settings) -> list[str]:
@@ -37,13 +64,14 @@ def warnings(dataset: Dataset, settings: Settings) -> list[str]:
 
 
 @lru_cache(maxsize=16)
-def findings(
-    dataset: Dataset, resolution: int, trigger: str | None, base: str
-) -> tuple[Finding, ...]:
-    """What the report on the dataset finds. Every image is opened, once for each state of it.
+def looked_over(
+    dataset: Dataset, resolution: int, trigger: str | None, base: str, max_tokens: int
+) -> Report:
+    """The report on the dataset. Every image is opened, once for each state of it.
 
     Raises:
         DatasetError: if the folder cannot be read.
     """
     tokenizer = tokens.for_base(base)
-    return report.check(dataset.folder, resolution, trigger, tokenizer).findings
+    wanted = DatasetSettings(resolution=resolution, trigger=trigger, max_tokens=max_tokens)
+    return report.check(dataset.folder, wanted, tokenizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,7 @@ class Datasets:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._before: dict[str, dict[str, str]] = {}
 
     def names(self) -> list[str]:
         """All datasets, in alphabetical order."""
@@ -147,6 +148,32 @@ class Datasets:
             DatasetError: if the dataset has no such image, or it cannot be written.
         """
         write_caption(self.path(name), image, text)
+
+    def rewrite(self, name: str, change: Callable[[str], str]) -> int:
+        """Changes all captions of a dataset, remembers them for `undo`, and returns how many
+        became others.
+
+        Raises:
+            DatasetError: if there is no such dataset, or one cannot be written.
+        """
+        before = {}
+        for image in self.read(name).images:
+            caption = change(image.caption)
+            if caption != image.caption:
+                before[image.name] = image.caption
+                self.write_caption(name, image.name, caption)
+        if before:
+            self._before[name] = before
+        return len(before)
+
+    def undo(self, name: str) -> int:
+        """Takes the last change of all captions back, and returns how many there were."""
+        before = self._before.pop(name, {})
+        known = {image.name for image in self.read(name).images}
+        for image, caption in before.items():
+            if image in known:
+                self.write_caption(name, image, caption)
+        return len(before)
 
     def remove(self, name: str, image: str) -> None:
         """Removes one image with its caption.

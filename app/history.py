@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from trainer import events
 from trainer.run import Run, Status, derive_status
@@ -19,8 +20,21 @@ class History:
     validations: tuple[events.Validated, ...] = ()
     samples: tuple[events.Sampled, ...] = ()
     checkpoints: tuple[events.CheckpointSaved, ...] = ()
-    notices: tuple[events.Notice, ...] = ()
+    notices: tuple[events.Notice | events.Changed, ...] = ()
+    verdicts: tuple[events.Verdict, ...] = ()
     ready: events.Ready | None = None
+    forecast: events.Forecast | None = None
+    recommended: events.Recommended | None = None
+
+
+_OF_A_STEP = (
+    events.Validated,
+    events.Verdict,
+    events.Sampled,
+    events.CheckpointSaved,
+    events.Recommended,
+)
+_E = TypeVar("_E", bound=events.Event)
 
 
 @dataclass
@@ -43,16 +57,21 @@ class _Tail:
             self._rewind(event.from_step)
         self.kept.append(event)
 
+    def all(self, kind: type[_E]) -> tuple[_E, ...]:
+        """The kept events of a kind, oldest first."""
+        return tuple(event for event in self.kept if isinstance(event, kind))
+
+    def last(self, kind: type[_E]) -> _E | None:
+        """The newest of a kind; None if there is none."""
+        return next((event for event in reversed(self.kept) if isinstance(event, kind)), None)
+
     def _rewind(self, step: int) -> None:
         """Forgets what came after the checkpoint from which a new attempt goes on."""
         self.losses = [point for point in self.losses if point[0] <= step]
         self.kept = [
             event
             for event in self.kept
-            if not (
-                isinstance(event, events.Validated | events.Sampled | events.CheckpointSaved)
-                and event.step > step
-            )
+            if not (isinstance(event, _OF_A_STEP) and event.step > step)
         ]
 
 
@@ -61,7 +80,6 @@ class Histories:
 
     def __init__(self) -> None:
         self._tails: dict[Path, _Tail] = {}
-        # A check of a run's lock holds it for a moment; two at once would see each other's.
         self._one_reader = threading.Lock()
 
     def of(self, run: Run) -> History:
@@ -85,13 +103,16 @@ class Histories:
 
 
 def _history(status: Status, tail: _Tail) -> History:
-    ready = [event for event in tail.kept if isinstance(event, events.Ready)]
+    notices = (e for e in tail.kept if isinstance(e, events.Notice | events.Changed))
     return History(
         status=status,
         losses=tuple(tail.losses),
-        validations=tuple(e for e in tail.kept if isinstance(e, events.Validated)),
-        samples=tuple(e for e in tail.kept if isinstance(e, events.Sampled)),
-        checkpoints=tuple(e for e in tail.kept if isinstance(e, events.CheckpointSaved)),
-        notices=tuple(e for e in tail.kept if isinstance(e, events.Notice)),
-        ready=ready[-1] if ready else None,
+        validations=tail.all(events.Validated),
+        samples=tail.all(events.Sampled),
+        checkpoints=tail.all(events.CheckpointSaved),
+        notices=tuple(notices),
+        verdicts=tail.all(events.Verdict),
+        ready=tail.last(events.Ready),
+        forecast=tail.last(events.Forecast),
+        recommended=tail.last(events.Recommended),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from app.catalogue import Catalogue
+from app.catalogue import Catalogue, Remark
 from app.jobs import Jobs
 from trainer.adapter.header import FileHeader, Header, read_header
 from trainer.errors import AdapterError, SettingsError
@@ -25,13 +25,26 @@ class Entry:
     ref: str
     title: str
     file: Path
-    header: Header
-    rank: int | None
+    told: FileHeader
     created: float
     size: int
     run: str | None = None
     step: int | None = None
+    note: str = ""
     favourite: bool = False
+
+    @property
+    def header(self) -> Header:
+        return self.told.header
+
+    @property
+    def rank(self) -> int | None:
+        return self.told.rank
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts of a base that it acts in: unet, text_encoder, text_encoder_2."""
+        return list(self.told.parts)
 
     @property
     def trigger(self) -> str:
@@ -89,7 +102,7 @@ class Library:
         except SettingsError:
             return id
 
-    def add(self, upload: Path, name: str) -> Entry:
+    def add(self, upload: Path, name: str, title: str = "", note: str = "") -> Entry:
         """Takes a copy of an adapter file into the library, under `name` or one like it.
 
         Raises:
@@ -97,15 +110,33 @@ class Library:
         """
         if read_header(upload).modules == 0:
             raise AdapterError(f"{name} is not an adapter for Stable Diffusion.")
-        target = self._free_name(name)
+        target = self.free_name(name)
         replace_atomically(target, lambda temporary: shutil.copyfile(upload, temporary))
+        if title or note:
+            self._catalogue.write_remark(f"file:{target.name}", Remark(title, note))
         return self.find(f"file:{target.name}")
+
+    def free_name(self, name: str) -> Path:
+        """Where a file of this name, or one like it, would not replace another."""
+        stem = re.sub(r"[^\w .()+-]", "_", Path(name).stem).strip(" .")[:80] or "adapter"
+        target = self.folder / f"{stem}.safetensors"
+        number = 2
+        while target.exists():
+            target = self.folder / f"{stem}-{number}.safetensors"
+            number += 1
+        return target
 
     def rename(self, ref: str, title: str) -> None:
         """Gives an adapter the title that its card and its download have."""
         entry = self.find(ref)
         remark = self._catalogue.remark(entry.ref)
         self._catalogue.write_remark(entry.ref, replace(remark, title=title.strip()[:100]))
+
+    def write_note(self, ref: str, note: str) -> None:
+        """Replaces what a person wrote about an adapter."""
+        entry = self.find(ref)
+        remark = self._catalogue.remark(entry.ref)
+        self._catalogue.write_remark(entry.ref, replace(remark, note=note.strip()[:2000]))
 
     def star(self, ref: str) -> None:
         """Makes an adapter a favourite, or no longer one."""
@@ -145,22 +176,13 @@ class Library:
             ref=ref,
             title=title,
             file=file,
-            header=told.header,
-            rank=told.rank,
+            told=told,
             created=status.st_mtime,
             size=status.st_size,
             run=run,
+            note=remark.note,
             favourite=remark.favourite,
         )
-
-    def _free_name(self, name: str) -> Path:
-        stem = re.sub(r"[^\w .()+-]", "_", Path(name).stem).strip(" .")[:80] or "adapter"
-        target = self.folder / f"{stem}.safetensors"
-        number = 2
-        while target.exists():
-            target = self.folder / f"{stem}-{number}.safetensors"
-            number += 1
-        return target
 
 
 @lru_cache(maxsize=1024)

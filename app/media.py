@@ -16,9 +16,10 @@ from app import samples
 from app.datasets import Datasets
 from app.workshop import Workshop
 from trainer.data.images import open_image
-from trainer.errors import AtelierError
+from trainer.errors import AtelierError, UserError
 from trainer.files import write_atomically
 from trainer.preview.grid import save_png, sheet
+from trainer.preview.recipe import Layout, read_recipe
 
 # The addresses below carry what their content depends on, so browsers need never ask again.
 _FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
@@ -47,6 +48,11 @@ def download(ref: str) -> str:
     return f"/media/adapters/{quote(ref)}"
 
 
+def comparison(key: str) -> str:
+    """Address of the picture of a comparison."""
+    return f"/media/comparisons/{key}.png"
+
+
 def routes(workshop: Workshop) -> APIRouter:
     """The addresses under /media."""
     files = _Files(workshop)
@@ -57,6 +63,7 @@ def routes(workshop: Workshop) -> APIRouter:
         ("/runs/{id}/samples/{step}/{number}.png", files.of_run),
         ("/previews/{key}/sheet.png", files.labelled_strip),
         ("/previews/{key}/{number}.png", files.of_preview),
+        ("/comparisons/{key}.png", files.comparison),
         ("/adapters/{ref:path}", files.adapter),
     ):
         router.add_api_route(path, answer, response_model=None)
@@ -100,9 +107,14 @@ class _Files:
         if not file.exists():
             wanted = self._workshop.previews.request(key)
             images = [Image.open(home / f"{n:02}.png") for n in range(len(wanted.strip))]
-            labels = [f"{strength:g}" for strength in wanted.strip]
-            save_png(sheet([images], labels, [wanted.prompt], "strength"), file)
+            labels = tuple(f"{strength:g}" for strength in wanted.strip)
+            layout = Layout(columns=labels, rows=(wanted.prompt,), title="strength")
+            page = sheet([images], layout.columns, layout.rows, layout.title)
+            save_png(page, file, recipe_of_all(home / "00.png", layout, page.size))
         return FileResponse(file, media_type="image/png", filename="strengths.png")
+
+    def comparison(self, key: str) -> Response:
+        return _png(self._workshop.workbench.picture(key) if _KEY.fullmatch(key) else None)
 
     def adapter(self, ref: str) -> Response:
         try:
@@ -122,6 +134,15 @@ class _Files:
         if not _KEY.fullmatch(key) or not (home / "request.json").exists():
             raise HTTPException(404)
         return home
+
+
+def recipe_of_all(image: Path, layout: Layout, size: tuple[int, int]) -> dict[str, str]:
+    """What a sheet of that size carries: the recipe in its first image, for all of them."""
+    try:
+        recipe = read_recipe(image)
+    except UserError:
+        return {}  # it was drawn privately
+    return recipe.model_copy(update={"image": None, "layout": layout}).texts(*size)
 
 
 def thumbnail(datasets: Datasets, cache: Path, dataset: str, image: str, side: int) -> bytes:

@@ -18,6 +18,7 @@ _TONES: dict[State, Tone] = {
     State.DRAFT: "calm",
     State.STARTING: "busy",
     State.RUNNING: "busy",
+    State.PAUSED: "warn",
     State.STOPPING: "busy",
     State.STOPPED: "calm",
     State.INTERRUPTED: "warn",

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from app.overview import Overview, overview
 from app.workshop import Workshop
+from trainer.events import spoken_duration
 
 PAGES = (("Datasets", "/datasets"), ("Train", "/train"), ("Preview", "/preview"),
          ("Library", "/library"))  # fmt: skip
@@ -68,28 +69,19 @@ def figures(run: Overview) -> str:
     if run.state.alive and run.history.status.message:
         return f"{run.history.status.message}…"
     words = f"{run.step:,} of {run.steps:,} steps".replace(",", " ") if run.steps else ""
-    return f"{words} · {duration(run.eta_seconds)} left" if run.eta_seconds is not None else words
-
-
-def duration(seconds: float) -> str:
-    """A length of time as one would say it."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, rest = divmod(seconds, 60)
-    if minutes < 10:
-        return f"{minutes} min {rest} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
+    return (
+        f"{words} · {spoken_duration(run.eta_seconds)} left"
+        if run.eta_seconds is not None
+        else words
+    )
 
 
 def size(count: int) -> str:
-    """A number of bytes as one would say it."""
-    if count < 1024 * 1024:
-        return f"{max(1, count // 1024)} KB"
-    return f"{count / 1024 / 1024:.1f} MB"
+    """A number of bytes as people say it: `640 kB`, `37 MB`."""
+    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= bytes_:
+            return f"{count / bytes_:.3g} {unit}"
+    return f"{count} bytes"
 
 
 def empty(sentence: str, address: str = "", label: str = "") -> Markup:
@@ -104,6 +96,16 @@ def notices(sentences: Iterable[str], tone: str = "warn") -> Markup:
     """Sentences that a person should read, as a list; nothing if there are none."""
     items = Markup("").join(Markup("<li>{}</li>").format(text) for text in sentences)
     return Markup('<ul class="notices {}">{}</ul>').format(tone, items) if items else Markup("")
+
+
+def facts_list(facts: Iterable[tuple[str, str]]) -> Markup:
+    """Names and values, one below the other; what has no value is left out."""
+    rows = Markup("").join(
+        Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value)
+        for name, value in facts
+        if value
+    )
+    return Markup('<dl class="facts-list">{}</dl>').format(rows)
 
 
 def title(text: str, lead: str = "") -> Markup:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import secrets
 import shutil
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from trainer.errors import RunFailed
+from trainer.errors import RunFailed, UserError
 from trainer.preview.request import (
     ANSWER,
     Answer,
@@ -34,6 +36,7 @@ from trainer.preview.request import (
 
 WORKER = (sys.executable, "-m", "trainer", "worker")
 _OUTCOMES = (Rendered, Cancelled, Refused)
+_REMEMBERED = 100  # ids of requests that were given up
 _KEPT = 1000  # drawings in the cache after a restart; a strip is one
 
 
@@ -45,6 +48,16 @@ class Worker:
         self._command = tuple(command)
         self._process: subprocess.Popen[str] | None = None
         self._one_at_a_time = threading.Lock()
+        self._one_writer = threading.Lock()
+        self._given_up: deque[str] = deque(maxlen=_REMEMBERED)
+
+    def give_up(self, id: str) -> None:
+        """Gives up a request that is being done, or that is yet to be asked; its outcome tells
+        whether that came in time."""
+        self._given_up.append(id)
+        process = self._process
+        if process is not None and process.poll() is None:
+            self._tell(process, Cancel(id=id))
 
     def ask(self, request: Render) -> Iterator[Answer]:
         """Everything that the worker says about a request, the outcome last.
@@ -55,8 +68,13 @@ class Worker:
             RunFailed: if the worker ends without an outcome.
         """
         with self._one_at_a_time:
+            if request.id in self._given_up:
+                yield Cancelled(id=request.id)
+                return
             process = self._running()
             self._tell(process, request)
+            if request.id in self._given_up:  # by now, and the worker may have been told too early
+                self._tell(process, Cancel(id=request.id))
             answers = self._answers(process, request.id)
             for answer in answers:
                 try:
@@ -101,8 +119,9 @@ class Worker:
     def _tell(self, process: subprocess.Popen[str], message: Render | Cancel) -> None:
         assert process.stdin is not None
         try:
-            process.stdin.write(message.model_dump_json() + "\n")
-            process.stdin.flush()
+            with self._one_writer:
+                process.stdin.write(message.model_dump_json() + "\n")
+                process.stdin.flush()
         except OSError as error:
             raise RunFailed(f"The preview worker has gone. {self._last_words()}") from error
 
@@ -132,7 +151,7 @@ class Previews:
         self._worker = worker
         self._tidy()
 
-    def draw(self, wanted: Render) -> Iterator[Loading | Progress | Rendered]:
+    def draw(self, wanted: Render) -> Iterator[Loading | Progress | Cancelled | Rendered]:
         """Progress, then the images; those drawn before come at once.
 
         Raises:
@@ -141,6 +160,7 @@ class Previews:
         key = content_key(wanted)
         home = self.folder / key
         if done := _drawn(home, len(wanted.strip)):
+            os.utime(home)  # the latest that somebody looked at
             yield Rendered(id=wanted.id, files=done, seconds=0)
             return
         draft = self.folder / f".{secrets.token_hex(8)}"
@@ -149,8 +169,6 @@ class Previews:
                 match answer:
                     case Refused():
                         raise RunFailed(answer.message, answer.advice or None)
-                    case Cancelled():
-                        raise RunFailed("The drawing was given up.")
                     case Rendered():
                         (draft / "request.json").write_text(wanted.model_dump_json(indent=2))
                         shutil.rmtree(home, ignore_errors=True)
@@ -161,6 +179,39 @@ class Previews:
                         yield answer
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+    def give_up(self, id: str) -> None:
+        """Stops the drawing of that id between two steps, if it is going on or waits."""
+        if id:
+            self._worker.give_up(id)
+
+    def latest(self, count: int) -> list[tuple[Render, tuple[Path, ...]]]:
+        """The newest drawings with their files."""
+        homes = [path for path in self.folder.iterdir() if not path.name.startswith(".")]
+        homes.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        found = []
+        for home in homes:
+            with contextlib.suppress(UserError):
+                found.append(self.drawn(home.name))
+            if len(found) == count:
+                break
+        return found
+
+    def drawn(self, key: str) -> tuple[Render, tuple[Path, ...]]:
+        """The drawing of that key: what was asked for, and its files.
+
+        Raises:
+            UserError: if there is none, or it was made by another version of this program.
+        """
+        known = key in (path.name for path in self.folder.iterdir())
+        try:
+            wanted = self.request(key) if known else None
+        except (OSError, ValidationError):
+            wanted = None
+        files = _drawn(self.folder / key, len(wanted.strip)) if wanted else None
+        if wanted is None or files is None:
+            raise UserError("There is no such drawing any more.", "Draw it again.")
+        return wanted, files
 
     def request(self, key: str) -> Render:
         """What was asked for to get the drawing of that key, which must be in the cache."""

@@ -13,6 +13,7 @@ from trainer.data.importing import import_files
 from trainer.presets import Goal
 
 FOLDER = Path(trainer.__file__).resolve().parent.parent / "samples"
+ORDINARY = "ordinary"
 _SHOWN_IMAGES = 6
 
 
@@ -48,10 +49,21 @@ def shipped() -> list[Sample]:
 
 
 def take(sample: Sample, datasets: Datasets) -> str:
-    """Copies a sample into the datasets, unless it is there, and returns where to go on."""
-    name = f"sample-{sample.name}"
+    """Copies a sample into the datasets, unless it is there, and returns where to go on: training
+    it beside ordinary pictures, or else what it teaches would spread to everything."""
+    query = {
+        "dataset": _taken(sample.name, datasets),
+        "preset": f"embedded-{sample.goal}",
+        "ordinary": _taken(ORDINARY, datasets),
+    }
+    return "/train?" + urlencode(query)
+
+
+def _taken(shipped_name: str, datasets: Datasets) -> str:
+    name = f"sample-{shipped_name}"
     if name not in datasets.names():
-        files = sorted(path for path in sample.folder.iterdir() if not path.name.startswith("."))
+        folder = FOLDER / shipped_name
+        files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         datasets.create(name)
         import_files(files, [file.name for file in files], datasets.path(name))
-    return "/train?" + urlencode({"dataset": name, "preset": f"embedded-{sample.goal}"})
+    return name

@@ -15,6 +15,7 @@ import uvicorn
 
 from app import media, theme
 from app.jobs import TRAINER
+from app.operations import COMMAND
 from app.pages.datasets import DatasetsPage
 from app.pages.home import HomePage
 from app.pages.library import LibraryPage
@@ -37,6 +38,7 @@ def serve(
     *,
     trainer: Sequence[str] = TRAINER,
     worker: Sequence[str] = WORKER,
+    tools: Sequence[str] = COMMAND,
 ) -> None:
     """Serves the web app until it is interrupted; port 0 takes a free one.
 
@@ -50,7 +52,7 @@ def serve(
     names = tuple(filter(None, os.environ.get("ATELIER_HOSTS", "").split(",")))
     check_listening(host, password)
     listening = _listen(host, port)
-    with listening, Workshop.opened(data, trainer, worker) as workshop:
+    with listening, Workshop.opened(data, trainer, worker, tools) as workshop:
         web = application(workshop, host, names, password)
         shown = f"[{host}]" if ":" in host else host
         print(f"LoRA Atelier is at http://{shown}:{listening.getsockname()[1]}", flush=True)

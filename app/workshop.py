@@ -13,13 +13,26 @@ from app.bases import Bases
 from app.catalogue import Catalogue
 from app.datasets import Datasets
 from app.history import Histories
+from app.inputs import Inputs
 from app.jobs import TRAINER, Jobs
 from app.library import Library
+from app.operations import COMMAND, Operations
 from app.previews import WORKER, Previews, Worker
+from app.workbench import Workbench
 from trainer.errors import UserError
 from trainer.files import sweep
 
-FOLDERS = ("datasets", "runs", "adapters", "previews", "bases", "thumbs", "uploads")
+FOLDERS = (
+    "datasets",
+    "runs",
+    "adapters",
+    "previews",
+    "bases",
+    "thumbs",
+    "uploads",
+    "reports",
+    "inputs",
+)
 
 
 @dataclass(frozen=True)
@@ -34,11 +47,17 @@ class Workshop:
     bases: Bases
     library: Library
     previews: Previews
+    inputs: Inputs
+    workbench: Workbench
 
     @classmethod
     @contextmanager
     def opened(
-        cls, data: Path, trainer: Sequence[str] = TRAINER, worker: Sequence[str] = WORKER
+        cls,
+        data: Path,
+        trainer: Sequence[str] = TRAINER,
+        worker: Sequence[str] = WORKER,
+        tools: Sequence[str] = COMMAND,
     ) -> Iterator[Workshop]:
         """A workshop on the directory `data`, made if need be, its queue kept going meanwhile.
 
@@ -60,28 +79,36 @@ class Workshop:
                 f"{data} cannot be written: {error.strerror}.", "Give another --data."
             ) from None
         resident = Worker(data / "preview-worker.log", worker)
+        operations = Operations(data / "operations", tools)
         try:
-            workshop = cls._assembled(data, trainer, resident)
+            workshop = cls._assembled(data, trainer, resident, operations)
             with workshop.jobs.kept_going():
                 yield workshop
         finally:
+            operations.close()
             resident.close()
             only_one.release()
 
     @classmethod
-    def _assembled(cls, data: Path, trainer: Sequence[str], worker: Worker) -> Workshop:
-        for name in ("datasets", "adapters", "thumbs"):
+    def _assembled(
+        cls, data: Path, trainer: Sequence[str], worker: Worker, operations: Operations
+    ) -> Workshop:
+        for name in ("datasets", "adapters", "thumbs", "inputs"):
             sweep(data / name)
         catalogue = Catalogue(data / "catalogue.sqlite")
         histories = Histories()
         jobs = Jobs(data / "runs", catalogue, histories, trainer)
+        library = Library(data / "adapters", jobs, catalogue)
+        bases = Bases(data / "bases")
         return cls(
             data=data,
             catalogue=catalogue,
             histories=histories,
             jobs=jobs,
             datasets=Datasets(data / "datasets"),
-            bases=Bases(data / "bases"),
-            library=Library(data / "adapters", jobs, catalogue),
+            bases=bases,
+            library=library,
             previews=Previews(data / "previews", worker),
+            inputs=Inputs(data / "inputs"),
+            workbench=Workbench(data / "reports", library, operations, bases.allows),
         )

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from app import media, parts
 from app.datasets import Dataset, Image
 from app.faults import guarded
+from app.pages.dataset_tools import DatasetTools
 from app.pages.frame import AT_ONCE, LATEST, page
 from app.workshop import Workshop
 
@@ -42,6 +43,7 @@ class DatasetsPage:
     def __init__(self, workshop: Workshop) -> None:
         self.datasets = workshop.datasets
         self.workshop = workshop
+        self.tools = DatasetTools(workshop.datasets)
 
     def draw(self, demo: Any) -> None:
         with page(self.workshop, demo, "Datasets"):
@@ -62,11 +64,17 @@ class DatasetsPage:
             self.picked = gr.Textbox("", visible=False)
         self._connect_images(demo)
         self._connect_captions()
+        entered = [self.number, self.picked, self.picture, self.caption, self.saved, self.summary,
+                   self.grid, self.back, self.forth, self.train]  # fmt: skip
+        where = [self.dataset, self.filter, self.picked]
+        self.tools.connect(
+            self.dataset, lambda event: event.then(self.show_all, where, entered, **AT_ONCE)
+        )
 
     def _draw_images(self) -> None:
         self.summary = gr.HTML("", elem_id="summary")
         self.drop = gr.File(
-            label="Drop images, captions (.txt) or a .zip here",
+            label="Images, captions (.txt) or a .zip",
             file_count="multiple",
             file_types=["image", ".txt", ".caption", ".zip", ".jsonl"],
             height=130,
@@ -79,6 +87,7 @@ class DatasetsPage:
         with gr.Row(elem_classes="pager"):
             self.back = gr.Button("Previous page", size="sm", elem_id="page-back", visible=False)
             self.forth = gr.Button("Next page", size="sm", elem_id="page-forth", visible=False)
+        self.tools.draw()
 
     def _draw_caption(self) -> None:
         self.picture = gr.HTML("", elem_id="picture")
@@ -158,6 +167,11 @@ class DatasetsPage:
     def enter(self, name: str | None, filter: str) -> list[Any]:
         """A dataset from its first image on."""
         return self._enter(name, filter)
+
+    @guarded
+    def show_all(self, name: str | None, filter: str, picked: str) -> list[Any]:
+        """Images and captions as they are by now."""
+        return self._enter(name, filter, picked)
 
     def _enter(self, name: str | None, filter: str, image: str = "") -> list[Any]:
         dataset = self._read(name)

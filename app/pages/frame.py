@@ -22,7 +22,9 @@ AT_ONCE: dict[str, Any] = {
     "concurrency_limit": None,
     "api_visibility": "private",
 }
-# The same for choices: by default, Gradio drops one that is made while the last is being answered.
+# What says a word beside its answer, `gr.Warning` or `gr.Info`: past the queue, that would be lost.
+TELLING: dict[str, Any] = {**AT_ONCE, "queue": True}
+# At once, for choices: by default, Gradio drops one that is made while the last is being answered.
 LATEST: dict[str, Any] = {**AT_ONCE, "trigger_mode": "always_last"}
 
 

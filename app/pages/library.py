@@ -1,4 +1,4 @@
-"""Library: every adapter as a card, to preview, download, rename, mark, delete and import."""
+"""Library: every adapter as a card, files brought from elsewhere, and the view of one adapter."""
 
 from __future__ import annotations
 
@@ -13,145 +13,135 @@ from markupsafe import Markup
 from app import media, parts
 from app.faults import guarded
 from app.library import Entry
-from app.overview import cover
-from app.pages.frame import AT_ONCE, page
+from app.pages.adapter import FAMILY_TITLES, AdapterView, covered
+from app.pages.frame import AT_ONCE, LATEST, page
+from app.pages.operations_panel import OperationsPanel
+from app.workbench import address
 from app.workshop import Workshop
 from trainer.errors import AdapterError
-from trainer.model.bases import Family
 
 _PRESS = """element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-ref]');
-  if (button) trigger('select', { ref: button.dataset.ref, wanted: button.dataset.wanted });
+  if (button) trigger('select', { ref: button.dataset.ref });
 });"""
-
-_FAMILY_TITLES = {Family.SD1: "SD 1.x", Family.SD2: "SD 2.x", Family.SDXL: "SDXL"}
 
 
 class LibraryPage:
-    """The page at `/library`."""
+    """The page at `/library`; `?adapter=REF` shows one."""
 
     def __init__(self, workshop: Workshop) -> None:
         self.workshop = workshop
         self.library = workshop.library
+        self.view = AdapterView(workshop)
+        self.panel = OperationsPanel(workshop.workbench.operations)
 
     def draw(self, demo: Any) -> None:
         with page(self.workshop, demo, "Library"):
-            with gr.Row(elem_classes="toolbar"):
-                gr.HTML(parts.title("Library", "Adapters that you trained or brought along."))
-                self.bring = gr.UploadButton(
-                    "Import .safetensors", file_types=[".safetensors"], file_count="multiple",
-                    elem_id="import", scale=0, min_width=200,
+            self.panel.draw(demo)
+            with gr.Column() as everything:
+                with gr.Row(elem_classes="toolbar"):
+                    gr.HTML(parts.title("Library", "Adapters that you trained or brought along."))
+                    self.bring = gr.UploadButton(
+                        "Import .safetensors", file_types=[".safetensors"], file_count="multiple",
+                        elem_id="import", scale=0, min_width=200,
+                    )  # fmt: skip
+                self.told = gr.HTML("", elem_id="import-report")
+                self.search = gr.Textbox(
+                    show_label=False, placeholder="Find by name, trigger word, base or note",
+                    elem_id="search", max_lines=1, visible=False, interactive=True,
                 )  # fmt: skip
-            self.cards = gr.HTML("", js_on_load=_PRESS, elem_id="cards")
-            self.picked = gr.Textbox("", visible=False)
-            with gr.Column(visible=False, elem_classes="dialog") as self.renaming:
-                gr.HTML("<h2>Rename</h2>")
-                self.name = gr.Textbox(label="Name", elem_id="name", max_length=100)
-                with gr.Row():
-                    self.keep_name = gr.Button("Cancel", elem_id="keep-name", min_width=100)
-                    self.rename = gr.Button("Rename", variant="primary", elem_id="rename",
-                                            min_width=100)  # fmt: skip
-            with gr.Column(visible=False, elem_classes="dialog") as self.deleting:
-                self.warning = gr.HTML("")
-                with gr.Row():
-                    self.keep = gr.Button("Keep it", elem_id="keep", min_width=100)
-                    self.delete = gr.Button("Delete", variant="stop", elem_id="delete",
-                                            min_width=100)  # fmt: skip
-        self._connect(demo)
+                self.cards = gr.HTML("", js_on_load=_PRESS, elem_id="cards")
+            with gr.Column(visible=False) as one:
+                self.view.draw(demo, self.panel.finished)
+        self._connect(demo, [everything, one])
 
-    def _connect(self, demo: Any) -> None:
-        dialogs = [self.renaming, self.deleting]
-        demo.load(self.show, None, self.cards, **AT_ONCE)
-        self.cards.select(
-            self.press,
-            None,
-            [self.cards, self.picked, *dialogs, self.name, self.warning],
-            **AT_ONCE,
-        )
-        gr.on(
-            [self.rename.click, self.name.submit],
-            self.give_name, [self.picked, self.name], [self.cards, *dialogs], **AT_ONCE,
-        )  # fmt: skip
-        self.delete.click(self.remove, self.picked, [self.cards, *dialogs], **AT_ONCE)
-        gr.on([self.keep.click, self.keep_name.click], _closed, None, dialogs, **AT_ONCE)
-        self.bring.upload(self.take, self.bring, self.cards, api_name="import_adapter")
+    def _connect(self, demo: Any, columns: list[Any]) -> None:
+        demo.load(self.choose, None, columns, **AT_ONCE)
+        demo.load(self.show_all, None, [self.cards, self.search], **AT_ONCE)
+        self.search.change(self.show, self.search, self.cards, **LATEST)
+        self.cards.select(self.star, self.search, self.cards, **AT_ONCE)
+        self.panel.finished.change(self.show, self.search, self.cards, **LATEST)
+        self.bring.upload(self.take, self.bring, [self.cards, self.told, self.search],
+                          api_name="import_adapter")  # fmt: skip
 
     @guarded
-    def show(self) -> str:
-        """All cards."""
+    def choose(self, request: gr.Request) -> list[Any]:
+        """Shows the cards, or the adapter that the address names."""
+        one = bool(request.query_params.get("adapter"))
+        return [gr.update(visible=not one), gr.update(visible=one)]
+
+    @guarded
+    def show_all(self) -> list[Any]:
+        """All cards, and the search when there are enough to search."""
+        return [self._cards(""), self._search()]
+
+    @guarded
+    def show(self, wanted: str) -> str:
+        """The cards of the adapters that have what was searched for."""
+        return self._cards(wanted)
+
+    @guarded
+    def star(self, wanted: str, event: gr.EventData) -> str:
+        """Marks an adapter as a favourite, or no longer."""
+        self.library.star(str(event._data.get("ref", "")))
+        return self._cards(wanted)
+
+    @guarded
+    def take(self, uploads: list[str] | None) -> list[Any]:
+        """Adapter files into the library, with a sentence on each; others are refused by name."""
+        taken, refused = [], []
+        for upload in map(Path, uploads or []):
+            try:
+                taken.append(_recognised(self.library.add(upload, upload.name)))
+            except AdapterError as error:
+                refused.append(str(error).replace(str(upload), upload.name))
+            finally:
+                upload.unlink(missing_ok=True)
+        told = parts.notices(refused, "bad") + parts.notices(taken, "calm")
+        return [self._cards(""), str(told), self._search()]
+
+    def _search(self) -> Any:
+        return gr.update(visible=len(self.library.entries()) > 6, value="")
+
+    def _cards(self, wanted: str) -> str:
         entries = self.library.entries()
         if not entries:
             return str(parts.empty("No adapters yet. Train one, or import a .safetensors file.",
                                    "/train", "Train an adapter"))  # fmt: skip
-        cards = Markup("").join(_card(entry, self._cover(entry)) for entry in entries)
+        found = [entry for entry in entries if _matches(entry, wanted)]
+        if not found:
+            return str(parts.empty("No adapter has that in its name, words, base or note."))
+        cards = Markup("").join(_card(entry, covered(self.workshop, entry)) for entry in found)
         return str(Markup('<div class="cards">{}</div>').format(cards))
 
-    @guarded
-    def press(self, event: gr.EventData) -> list[Any]:
-        """A button on a card: marks it, or opens the dialog to rename or delete."""
-        entry = self.library.find(str(event._data.get("ref", "")))
-        wanted = event._data.get("wanted")
-        if wanted == "star":
-            self.library.star(entry.ref)
-            return [self.show(), entry.ref, *_closed(), "", ""]
-        return [
-            gr.skip(),
-            entry.ref,
-            gr.update(visible=wanted == "rename"),
-            gr.update(visible=wanted == "delete"),
-            entry.title,
-            str(_warning(entry)),
-        ]
 
-    @guarded
-    def give_name(self, ref: str, name: str) -> list[Any]:
-        """Renames the picked adapter."""
-        self.library.rename(ref, name)
-        return [self.show(), *_closed()]
-
-    @guarded
-    def remove(self, ref: str) -> list[Any]:
-        """Deletes the picked adapter, once its owner has confirmed it."""
-        self.library.delete(ref)
-        return [self.show(), *_closed()]
-
-    @guarded
-    def take(self, uploads: list[str] | None) -> str:
-        """Adapter files into the library; those that are none are named, the others taken."""
-        for upload in map(Path, uploads or []):
-            try:
-                self.library.add(upload, upload.name)
-            except AdapterError as error:
-                gr.Warning(str(error).replace(str(upload), upload.name), duration=None)
-            finally:
-                upload.unlink(missing_ok=True)
-        return self.show()
-
-    def _cover(self, entry: Entry) -> str | None:
-        if entry.run is None:
-            return None
-        return cover(entry.run, self.workshop.histories.of(self.workshop.jobs.run(entry.run)))
+def _matches(entry: Entry, wanted: str) -> bool:
+    text = " ".join((entry.title, entry.trigger, _base(entry), entry.note)).casefold()
+    return all(word in text for word in wanted.casefold().split())
 
 
-def _closed() -> list[Any]:
-    return [gr.update(visible=False), gr.update(visible=False)]
+def _base(entry: Entry) -> str:
+    family = entry.header.family
+    return entry.base or (FAMILY_TITLES[family] if family else "unknown base")
 
 
-def _warning(entry: Entry) -> Markup:
-    what = "the whole run, with its checkpoints and samples" if entry.run else "the file"
-    return Markup("<h2>Delete {}?</h2><p>This removes {}. It cannot be undone.</p>").format(
-        entry.title, what
-    )
+def _recognised(entry: Entry) -> str:
+    """One sentence on what was imported."""
+    told, family = entry.told, entry.header.family
+    kinds = " and ".join(told.kinds)
+    rank = f" of rank {entry.rank}" if entry.rank else ""
+    where = f"for {FAMILY_TITLES[family]}" if family else "for a base that it does not tell"
+    trigger = f", trigger {entry.trigger}" if entry.trigger else ""
+    unused = f"; {len(told.unused)} tensors are not understood" if told.unused else ""
+    return f"{entry.title}: {kinds}{rank} {where}{trigger}{unused}."
 
 
 def _card(entry: Entry, cover: str | None) -> Markup:
-    date = datetime.datetime.fromtimestamp(entry.created).strftime("%d %b %Y")
-    family = entry.header.family
     facts = [
-        entry.base or (_FAMILY_TITLES[family] if family else "unknown base"),
+        _base(entry),
         f"rank {entry.rank}" if entry.rank else "",
         parts.size(entry.size),
-        date,
+        datetime.datetime.fromtimestamp(entry.created).strftime("%d %b %Y"),
     ]
     picture = (
         Markup('<img src="{}" alt="" loading="lazy">').format(cover)
@@ -159,22 +149,22 @@ def _card(entry: Entry, cover: str | None) -> Markup:
         else Markup('<span class="no-cover">{}</span>').format(entry.title[:1].upper())
     )
     return Markup(
-        '<article class="card"><a class="cover" href="/preview?{query}">{picture}</a>'
-        '<div class="card-text"><h3>{title}</h3><p class="trigger">{trigger}</p>'
-        '<p class="quiet">{facts}</p></div><div class="card-actions">'
+        '<article class="card"><a class="cover" href="{page}" tabindex="-1" aria-hidden="true">'
+        '{picture}</a><div class="card-text"><h3><a href="{page}">{title}</a></h3>'
+        '<p class="trigger">{trigger}</p><p class="quiet">{facts}</p><p class="note">{note}</p>'
+        '</div><div class="card-actions">'
         '<a class="button small primary" href="/preview?{query}">Preview</a>'
         '<a class="button small" href="{file}" download>Download</a>'
-        '<button class="icon star" aria-pressed="{starred}" title="Favourite" data-ref="{ref}" '
-        'data-wanted="star">{star}</button>'
-        '<button class="icon" data-ref="{ref}" data-wanted="rename">Rename</button>'
-        '<button class="icon alarm" data-ref="{ref}" data-wanted="delete">Delete</button>'
-        "</div></article>"
+        '<button class="icon star" aria-pressed="{starred}" aria-label="Favourite" '
+        'title="Favourite" data-ref="{ref}">{star}</button></div></article>'
     ).format(
+        page=address(entry.ref),
         query=urlencode({"adapter": entry.ref}),
         picture=picture,
         title=entry.title,
         trigger=entry.trigger,
         facts=" · ".join(fact for fact in facts if fact),
+        note=entry.note,
         file=media.download(entry.ref),
         ref=entry.ref,
         starred="true" if entry.favourite else "false",

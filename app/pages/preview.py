@@ -1,156 +1,206 @@
-"""Preview: an adapter at a strength, a strip over strengths, and further adapters mixed in."""
+"""Preview: adapters at their strengths, alone or mixed, a strip, off against on, and the mix kept
+as one file."""
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
+from pydantic import ValidationError
 
 from app import media, parts
 from app.faults import guarded
 from app.library import Entry
-from app.pages.frame import AT_ONCE, LATEST, page
+from app.pages import pictures
+from app.pages.frame import AT_ONCE, LATEST, TELLING, page
+from app.pages.mix import Mix, several
+from app.pages.operations_panel import OperationsPanel
+from app.pages.recipe import Recipe
+from app.workbench import whole
 from app.workshop import Workshop
 from trainer.errors import AtelierError, SettingsError, UserError
-from trainer.fields import flatten
+from trainer.fields import flatten, problems_of
 from trainer.model.bases import EMBEDDED
-from trainer.preview.request import Loading, Progress, Render, Rendered, Strength
-from trainer.settings import Samples, Settings, parse
+from trainer.preview.request import (
+    Cancelled,
+    Drawing,
+    Loading,
+    Progress,
+    Render,
+    Rendered,
+    Strength,
+)
+from trainer.preview.schedule import CONSTANT
+from trainer.settings import Samples, Settings
+from trainer.settings_file import parse
 
-FURTHER = 3
-STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)
-_EASEL = '<div class="easel blank"></div>'
+STRIP = "0, 0.25, 0.5, 0.75, 1"
+_REMEMBERED = 24
 _DRAWING: dict[str, Any] = {
     "concurrency_id": "preview",
     "concurrency_limit": 1,
     "show_progress": "hidden",
     "trigger_mode": "always_last",
 }
+_PRESS = """element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-drawing], button[data-key]');
+  if (button) trigger('select', { id: button.dataset.drawing, key: button.dataset.key });
+});"""
+Shown = tuple[Any, Any, Any]
 
 
 class PreviewPage:
-    """The page at `/preview`; `?adapter=REF` opens one."""
+    """The page at `/preview`; `?adapter=REF` opens one, `&with=REF` a second one mixed in."""
 
     def __init__(self, workshop: Workshop) -> None:
         self.workshop = workshop
+        self.previews = workshop.previews
+        self.mix = Mix(workshop.library, workshop.inputs)
+        self.recipe = Recipe(workshop.inputs)
+        self.panel = OperationsPanel(workshop.workbench.operations)
 
     def draw(self, demo: Any) -> None:
         with page(self.workshop, demo, "Preview"):
             gr.HTML(parts.title("Preview", "Move the slider; what was drawn before comes back at "
                                 "once."))  # fmt: skip
+            self.panel.draw(demo)
             self.nothing = gr.HTML("", elem_id="nothing")
-            with gr.Row(elem_classes="bench", visible=False) as self.bench:
-                with gr.Column(scale=2, min_width=320, elem_classes="sheet"):
+            with gr.Row(elem_classes="bench easel-first", visible=False) as self.bench:
+                with gr.Column(scale=2, min_width=300, elem_classes="sheet"):
                     self._draw_controls()
-                with gr.Column(scale=3, min_width=320):
+                with gr.Column(scale=3, min_width=300):
                     self._draw_images()
+            self.history = gr.HTML("", js_on_load=_PRESS, elem_id="history")
         self._connect(demo)
 
     def _draw_controls(self) -> None:
-        self.adapter = gr.Dropdown([], label="Adapter", elem_id="adapter")
-        self.strength = _slider("Strength", "strength", 1.0)
+        self.mix.draw()
+        self.recipe.draw_mixing()
         self.prompt = gr.Textbox(label="Prompt", lines=2, elem_id="prompt")
-        self.further: list[tuple[Any, Any, Any]] = []
-        for number in range(FURTHER):
-            with gr.Column(visible=False, elem_classes="further") as row:
-                adapter = gr.Dropdown([], label=f"Adapter {number + 2}",
-                                      elem_id=f"adapter-{number + 2}")  # fmt: skip
-                weight = _slider(f"Strength {number + 2}", f"strength-{number + 2}", 0.5)
-            self.further.append((row, adapter, weight))
-        self.more = gr.Button("Add another adapter", size="sm", elem_id="more")
-        self.rows = gr.Number(0, precision=0, visible=False)
+        self.recipe.draw_seed()
         with gr.Accordion("How it is drawn", open=False, elem_id="drawing"):
-            self.base = gr.Dropdown([], label="Base", elem_id="base")
-            self.negative = gr.Textbox(label="Negative prompt", elem_id="negative", max_lines=2)
-            with gr.Row(elem_classes="fields"):
-                self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100,
-                                      maximum=2**32 - 1, elem_id="seed")  # fmt: skip
-                self.steps = gr.Number(20, label="Steps", precision=0, minimum=1, maximum=200,
-                                       min_width=100, elem_id="steps")  # fmt: skip
-                self.guidance = gr.Number(7, label="Guidance", minimum=1, maximum=50,
-                                          min_width=100, elem_id="guidance")  # fmt: skip
+            self.recipe.draw()
+            self.strip_at = gr.Textbox(STRIP, label="Strengths of the strip", elem_id="strip-at",
+                                       info="Of one adapter; of a mix, factors on all its "
+                                       "strengths.", max_lines=1, interactive=True)  # fmt: skip
+        with gr.Accordion("Save the mix as one file", open=False, elem_id="saving"):
+            gr.HTML('<p class="quiet">One adapter that acts as all that are on, at their '
+                    "strengths. The exact sum has all their ranks added up; a lower rank makes a "
+                    "smaller file, and what that loses is said.</p>")  # fmt: skip
+            self.mix_name = gr.Textbox(label="Name", elem_id="mix-name", max_length=80,
+                                       max_lines=1, interactive=True)  # fmt: skip
+            self.mix_rank = gr.Textbox(
+                label="Rank", placeholder="empty for the exact sum", elem_id="mix-rank",
+                max_lines=1, interactive=True,
+            )  # fmt: skip
+            self.save_mix = gr.Button("Save the mix", elem_id="save-mix")
 
     def _draw_images(self) -> None:
-        self.image = gr.HTML(_EASEL, elem_id="image")
-        self.progress = gr.HTML("", elem_id="progress")
+        self.image = gr.HTML(pictures.BLANK, elem_id="image")
+        self.progress = gr.HTML("", js_on_load=_PRESS, elem_id="progress")
         with gr.Row(elem_classes="actions"):
             self.draw_it = gr.Button("Draw", variant="primary", elem_id="main-action")
+            self.draw_pair = gr.Button("Off against on", elem_id="draw-pair")
             self.draw_strip = gr.Button("Strip over strengths", elem_id="draw-strip")
         self.strip = gr.HTML("", elem_id="strip")
         self.about = gr.HTML("", elem_id="about")
+        self.drawing = gr.Textbox("", visible=False)
 
     def _connect(self, demo: Any) -> None:
-        further = [part for _, adapter, weight in self.further for part in (adapter, weight)]
-        asked = [
-            self.adapter, self.strength, self.prompt, self.base, self.negative, self.seed,
-            self.steps, self.guidance, *further,
-        ]  # fmt: skip
-        drawn_from = [self.prompt, self.base, self.negative, self.steps, self.guidance, self.about]
-        choices = [self.adapter, *(adapter for _, adapter, _ in self.further)]
-        canvas, strip = [self.image, self.progress], [self.strip, self.progress]
+        recipe, mix = self.recipe, self.mix
+        asked = [*mix.inputs, self.prompt, *recipe.inputs]
+        suited = [self.prompt, *recipe.inputs, self.about]
+        canvas = [self.image, self.progress, self.drawing]
+        strip = [self.strip, self.progress, self.drawing]
+        private: dict[str, Any] = {"api_visibility": "private", **_DRAWING}
         opened = demo.load(
-            self.open, None, [self.nothing, self.bench, *choices, *drawn_from], **AT_ONCE
+            self.open, None, [self.nothing, self.bench, *mix.outputs, *suited], **AT_ONCE
         )
-        entered = self.adapter.input(self.enter, self.adapter, drawn_from, **LATEST)
-        for ready in (opened, entered):
-            ready.then(self.draw_if_near, asked, canvas, api_visibility="private", **_DRAWING)
-        changes = [self.strength.change, *(weight.change for _, _, weight in self.further)]
-        gr.on(changes, self.draw_one, asked, canvas, api_visibility="private", **_DRAWING)
-        added = [adapter.input for _, adapter, _ in self.further]
-        gr.on(
-            [self.draw_it.click, self.prompt.submit, *added],
-            self.draw_one, asked, canvas, api_name="draw", **_DRAWING,
+        entered = mix.rows[0].adapter.input(self.enter, mix.rows[0].adapter, suited, **LATEST)
+        for then in (opened.then, entered.then, *mix.removed):
+            self._remembered(then(self.draw_if_near, asked, canvas, **private))
+        mixing = recipe.components["mixing"]
+        mix.shown.change(several, mix.shown, mixing, **LATEST)
+        changes = [*mix.changes, mixing.input]
+        gr.on(changes, self.give_up, self.drawing, None, **AT_ONCE)
+        self._remembered(gr.on(changes, self.draw_if_near, asked, canvas, **private))
+        for press, how, inputs, outputs, name in (
+            ([self.draw_it.click, self.prompt.submit], self.draw_one, asked, canvas, "draw"),
+            ([self.draw_pair.click], self.draw_compared, asked, canvas, "compare"),
+            ([self.draw_strip.click], self.draw_many, [self.strip_at, *asked], strip, "strip"),
+        ):
+            fresh = gr.on(press, _next_seed, [recipe.fresh, recipe.components["seed"]],
+                          recipe.components["seed"], **AT_ONCE)  # fmt: skip
+            self._remembered(fresh.then(how, inputs, outputs, api_name=name, **_DRAWING))
+        self.progress.select(self.cancel, None, None, **AT_ONCE)
+        self.history.select(
+            self.again, None, [self.image, self.strip, *mix.outputs, self.prompt, *recipe.inputs],
+            **TELLING,
         )  # fmt: skip
-        self.draw_strip.click(self.draw_many, asked, strip, api_name="strip", **_DRAWING)
-        self.more.click(
-            _one_more, self.rows, [self.rows, self.more, *(row for row, _, _ in self.further)],
-            **AT_ONCE,
+        demo.load(self.show_history, self.history, self.history, **AT_ONCE)
+        self.save_mix.click(
+            self.keep, [self.mix_name, self.mix_rank, *mix.inputs], None, **TELLING
         )  # fmt: skip
+
+    def _remembered(self, event: Any) -> None:
+        """The drawings below are shown anew after `event`."""
+        event.then(self.show_history, self.history, self.history, **AT_ONCE)
 
     @guarded
     def open(self, request: gr.Request) -> list[Any]:
-        """The adapters to choose from, with the one that the address names."""
-        entries = [*self.workshop.library.entries(), *self.workshop.library.checkpoints()]
+        """The adapters to choose from, with those that the address names."""
+        library = self.workshop.library
+        entries = [*library.entries(), *library.checkpoints()]
         if not entries:
             sorry = parts.empty("Nothing to preview yet: an adapter is made by training.",
                                 "/train", "Train one")  # fmt: skip
-            return [str(sorry), gr.update(visible=False), *[gr.skip()] * (FURTHER + 7)]
-        choices = [(entry.title, entry.ref) for entry in entries]
-        refs = [ref for _, ref in choices]
-        asked = request.query_params.get("adapter", "")
-        ref = asked if asked in refs else refs[0]
-        first = gr.update(choices=choices, value=ref)
-        others = [gr.update(choices=[("none", ""), *choices], value="")] * FURTHER
-        return ["", gr.update(visible=True), first, *others, *self._drawn_from(ref)]
+            untouched = len(self.mix.outputs) + len(self.recipe.inputs) + 2
+            return [str(sorry), gr.update(visible=False), *[gr.skip()] * untouched]
+        refs = [entry.ref for entry in entries]
+        query = request.query_params
+        ref = query.get("adapter", "") if query.get("adapter", "") in refs else refs[0]
+        other = query.get("with", "")
+        both = other in refs and other != ref
+        mix = [(it, Strength(file=Path(), unet=0.7 if both else 1.0))
+               for it in ([ref, other] if both else [ref])]  # fmt: skip
+        return ["", gr.update(visible=True), *self.mix.show(mix), *self._suited(ref)]
 
     @guarded
     def enter(self, ref: str) -> list[Any]:
         """Prompt, base and drawing settings that suit an adapter."""
-        return self._drawn_from(ref)
+        return self._suited(ref)
 
-    def _drawn_from(self, ref: str) -> list[Any]:
+    def _suited(self, ref: str) -> list[Any]:
         entry = self.workshop.library.find(ref)
         settings = self._settings(entry)
         samples = settings.samples if settings else Samples()
         prompt = samples.prompts[0] if samples.prompts else entry.trigger
+        base, choices = self._base(settings.base.model if settings else entry.base)
+        drawing = Drawing(
+            base=base,
+            prompt=prompt,
+            negative_prompt=samples.negative_prompt,
+            steps=samples.steps,
+            guidance=samples.guidance,
+        )
+        return [prompt, *self._shown(drawing, choices), str(_about(entry))]
+
+    def _base(self, wanted: str | None) -> tuple[str, list[tuple[str, str]]]:
+        """The base to draw on, if a page may name it, and those to choose from."""
         choices = self.workshop.bases.choices()
-        base = settings.base.model if settings else entry.base
-        if base and self.workshop.bases.allows(base) and base not in [b for _, b in choices]:
-            choices.append((base, base))
-        known = base if base in [reference for _, reference in choices] else EMBEDDED
-        return [
-            prompt,
-            gr.update(choices=choices, value=known),
-            samples.negative_prompt,
-            samples.steps,
-            samples.guidance,
-            str(_about(entry)),
-        ]
+        if wanted and self.workshop.bases.allows(wanted) and wanted not in [b for _, b in choices]:
+            choices.append((wanted, wanted))
+        known = wanted if wanted in [reference for _, reference in choices] else EMBEDDED
+        return str(known), choices
+
+    def _shown(self, drawing: Drawing, choices: list[tuple[str, str]]) -> list[Any]:
+        updates = dict(zip(self.recipe.components, self.recipe.show(drawing), strict=True))
+        return list({**updates, "base": {**updates["base"], "choices": choices}}.values())
 
     def _settings(self, entry: Entry) -> Settings | None:
         """The settings that an adapter was trained with, if they are known."""
@@ -162,70 +212,134 @@ class PreviewPage:
             return None  # of a version that this program does not know
 
     @guarded
-    def draw_one(self, *asked: Any) -> Iterator[tuple[Any, Any]]:
-        """The image at the slider's strength."""
-        yield from self._draw(self._request(asked, (1.0,)), _picture)
+    def draw_one(self, *asked: Any) -> Iterator[Shown]:
+        """The picture with the adapters at their strengths."""
+        yield from self._draw(self._request(asked, pictures.ALONE))
 
     @guarded
-    def draw_if_near(self, *asked: Any) -> Iterator[tuple[Any, Any]]:
-        """The same, unless the base might first have to be downloaded."""
-        if asked[3] == EMBEDDED or Path(str(asked[3])).is_absolute():
-            yield from self._draw(self._request(asked, (1.0,)), _picture)
+    def draw_if_near(self, *asked: Any) -> Iterator[Shown]:
+        """The same, unless the base might have to be downloaded: that waits for a press of Draw."""
+        wanted = self._request(asked, pictures.ALONE)
+        if wanted.base == EMBEDDED or Path(wanted.base).is_absolute():
+            yield from self._draw(wanted)
         else:
             note = "Press Draw to see it; the base may have to be downloaded first."
-            yield str(parts.empty(note)), ""
+            yield str(parts.empty(note)), "", ""
 
     @guarded
-    def draw_many(self, *asked: Any) -> Iterator[tuple[Any, Any]]:
-        """A labelled strip: the same image with everything from 0 to full strength."""
-        yield from self._draw(self._request((asked[0], 1.0, *asked[2:]), STRIP), _labelled)
+    def draw_compared(self, *asked: Any) -> Iterator[Shown]:
+        """The same picture without and with the adapters."""
+        yield from self._draw(self._request(asked, pictures.OFF_AND_ON))
 
-    def _draw(
-        self, wanted: Render, show: Callable[[Render, Rendered], Markup]
-    ) -> Iterator[tuple[Any, Any]]:
-        """Pairs of the image's place and the progress below it; the image stays until the next."""
+    @guarded
+    def draw_many(self, strengths: str, *asked: Any) -> Iterator[Shown]:
+        """A labelled strip: one adapter at each strength, or a mix with each factor."""
+        wanted = self._request(asked, _factors(strengths))
+        if len(wanted.adapters) == 1:
+            alone = wanted.adapters[0].model_copy(update={"unet": 1.0})
+            wanted = wanted.model_copy(update={"adapters": (alone,)})
+        yield from self._draw(wanted)
+
+    def _draw(self, wanted: Render) -> Iterator[Shown]:
+        """The picture, the progress below it and the drawing's id; the last picture stays until
+        the next."""
+        yield gr.skip(), str(pictures.waiting("Waiting…", 0, wanted.id)), wanted.id
         try:
-            for answer in self.workshop.previews.draw(wanted):
+            for answer in self.previews.draw(wanted):
                 match answer:
                     case Loading():
-                        yield gr.skip(), str(_waiting("Loading the base…", 0))
+                        told = pictures.waiting("Loading the base…", 0, wanted.id)
+                        yield gr.skip(), str(told), gr.skip()
                     case Progress():
-                        yield gr.skip(), str(_waiting("Drawing…", answer.done / answer.total))
+                        share = answer.done / answer.total
+                        told = pictures.waiting("Drawing…", share, wanted.id)
+                        yield gr.skip(), str(told), gr.skip()
+                    case Cancelled():
+                        yield gr.skip(), '<p class="quiet">Given up.</p>', ""
                     case Rendered():
-                        yield str(show(wanted, answer)), ""
+                        shown = pictures.picture(wanted, answer.files, self._titles())
+                        yield str(shown), "", ""
         except AtelierError as error:
-            yield gr.skip(), str(parts.notices([str(error)], tone="bad"))
+            yield gr.skip(), str(parts.notices([str(error)], tone="bad")), ""
+
+    @guarded
+    def cancel(self, event: gr.EventData) -> None:
+        """Gives up the drawing whose button was pressed."""
+        self.previews.give_up(str(event._data.get("id", "")))
+
+    @guarded
+    def give_up(self, id: str) -> None:
+        """Gives up what this page draws, because something else is wanted now."""
+        self.previews.give_up(id)
+
+    @guarded
+    def show_history(self, shown: str) -> Any:
+        """The latest drawings; left alone if they are shown, for someone may be pressing one."""
+        now = str(pictures.history(self.previews.latest(_REMEMBERED)))
+        return gr.skip() if now == shown else now
+
+    @guarded
+    def again(self, event: gr.EventData) -> list[Any]:
+        """A drawing of before with its settings, as far as its adapters are still there."""
+        drawing, files = self.previews.drawn(str(event._data.get("key", "")))
+        refs = {it.file: it.ref for it in self._entries()}
+        mix = [(refs[it.file], it) for it in drawing.adapters if it.file in refs]
+        if len(mix) < len(drawing.adapters):
+            gr.Warning("An adapter of this picture is not in the library any more.")
+        _, choices = self._base(drawing.base)
+        shown = str(pictures.picture(drawing, files, self._titles()))
+        one = drawing.strip in (pictures.ALONE, pictures.OFF_AND_ON)
+        return [
+            shown if one else gr.skip(),
+            gr.skip() if one else shown,
+            *self.mix.show(mix),
+            drawing.prompt,
+            *self._shown(drawing, choices),
+        ]
+
+    @guarded
+    def keep(self, name: str, rank: str, *values: Any) -> None:
+        """Queues the mix to be written as one file."""
+        chosen = self.mix.read(values)
+        self.workshop.workbench.compose([it.ingredient for it in chosen], name, whole(rank))
+        if any(it.schedule != CONSTANT or it.mask for it in chosen):
+            gr.Warning("A file acts at all steps and everywhere: when and where an adapter acts "
+                       "is not saved.")  # fmt: skip
+
+    def _entries(self) -> list[Entry]:
+        return [*self.workshop.library.entries(), *self.workshop.library.checkpoints()]
+
+    def _titles(self) -> dict[Path, str]:
+        return {entry.file: entry.title for entry in self._entries()}
 
     def _request(self, asked: Sequence[Any], strip: tuple[float, ...]) -> Render:
-        ref, strength, prompt, base, negative, seed, steps, guidance, *further = asked
-        if not ref:
-            raise UserError("Choose an adapter first.")
-        weighted = [(ref, strength), *zip(further[::2], further[1::2], strict=True)]
-        chosen = [(self.workshop.library.find(ref), weight) for ref, weight in weighted if ref]
-        return Render(
-            id=secrets.token_hex(8),
-            base=self.workshop.bases.check(str(base)),
-            adapters=tuple(Strength(file=entry.file, unet=weight) for entry, weight in chosen),
-            prompt=prompt or "",
-            negative_prompt=negative or "",
-            strip=strip,
-            seed=int(seed or 0),
-            steps=int(steps or 20),
-            guidance=float(guidance or 7),
-            folder=self.workshop.previews.folder,
-        )
+        count = len(self.mix.inputs)
+        chosen = self.mix.read(asked[:count])
+        fields = self.recipe.read(asked[count + 1 :])
+        fields["base"] = self.workshop.bases.check(str(fields.get("base", EMBEDDED)))
+        try:
+            return Render(
+                id=secrets.token_hex(8),
+                adapters=tuple(it.strength() for it in chosen),
+                prompt=asked[count] or "",
+                strip=strip,
+                folder=self.previews.folder,
+                **fields,
+            )
+        except ValidationError as error:
+            raise SettingsError(problems_of(error, Render)) from None
 
 
-def _slider(label: str, id: str, value: float) -> Any:
-    return gr.Slider(-1, 2, value=value, step=0.05, label=label, elem_id=id, interactive=True)
+def _next_seed(fresh: bool, seed: float | None) -> Any:
+    """The seed as it is, or one by chance if each drawing is to have its own."""
+    return secrets.randbelow(2**32) if fresh or seed is None else gr.skip()
 
 
-def _one_more(rows: int) -> list[Any]:
-    """One further adapter's row comes into view."""
-    rows = min(rows + 1, FURTHER)
-    return [rows, gr.update(visible=rows < FURTHER)] + [
-        gr.update(visible=number < rows) for number in range(FURTHER)
-    ]
+def _factors(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.replace(";", ",").split(",") if part.strip())
+    except ValueError:
+        raise UserError(f"{text} is not a list of strengths.", f"Write it like {STRIP}.") from None
 
 
 def _tree(text: str) -> dict[str, Any]:
@@ -236,35 +350,6 @@ def _tree(text: str) -> dict[str, Any]:
     return tree
 
 
-def _waiting(word: str, share: float) -> Markup:
-    return Markup(
-        '<div class="waiting"><span>{}</span><span class="meter busy"><i style="width:{}%"></i>'
-        "</span></div>"
-    ).format(word, f"{100 * share:.0f}")
-
-
-def _picture(wanted: Render, rendered: Rendered) -> Markup:
-    mixture = " + ".join(f"{strength.unet:g}" for strength in wanted.adapters)
-    return Markup(
-        '<figure class="easel"><img src="{}" alt="{}" data-strength="{}"><figcaption>strength {} '
-        "· seed {}</figcaption></figure>"
-    ).format(media.drawing(rendered.files[0]), wanted.prompt, mixture, mixture, wanted.seed)
-
-
-def _labelled(wanted: Render, rendered: Rendered) -> Markup:
-    images = Markup("").join(
-        Markup('<figure><img src="{}" alt="{}"><figcaption>{}</figcaption></figure>').format(
-            media.drawing(file), f"{wanted.prompt} at {strength:g}", f"{strength:g}"
-        )
-        for strength, file in zip(wanted.strip, rendered.files, strict=True)
-    )
-    sheet = media.drawing(rendered.files[0].with_name("sheet.png"))
-    return Markup(
-        '<div class="strip">{}</div><p><a class="button small" href="{}" download>Download the '
-        "strip</a></p>"
-    ).format(images, sheet)
-
-
 def _about(entry: Entry) -> Markup:
     facts = [
         ("Trigger", entry.trigger),
@@ -272,12 +357,6 @@ def _about(entry: Entry) -> Markup:
         ("Rank", str(entry.rank or "")),
         ("Size", parts.size(entry.size)),
     ]
-    rows = Markup("").join(
-        Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value)
-        for name, value in facts
-        if value
-    )
     return Markup(
-        '<dl class="facts-list">{}</dl><p><a class="button small" href="{}" download>Download the '
-        "adapter</a></p>"
-    ).format(rows, media.download(entry.ref))
+        '{}<p><a class="button small" href="{}" download>Download the adapter</a></p>'
+    ).format(parts.facts_list(facts), media.download(entry.ref))

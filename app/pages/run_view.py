@@ -13,14 +13,15 @@ from app import media, parts
 from app.chart import loss_chart
 from app.faults import guarded
 from app.overview import Overview, overview
-from app.pages.frame import AT_ONCE, GO, LATEST
+from app.pages import run_outcome
+from app.pages.frame import AT_ONCE, GO, LATEST, TELLING
 from app.workshop import Workshop
 from trainer.run import Request, Run, State
 
 _BUSY_SECONDS, _CALM_SECONDS = 1.0, 4.0
 _COLUMNS_SHOWN = 12
 _LOG_BYTES = 16_000
-_DRAWN = ("head", "chart", "samples", "log")
+_DRAWN = ("head", "chart", "samples", "checkpoints", "log")
 
 
 class RunView:
@@ -48,6 +49,8 @@ class RunView:
                                                container=False)  # fmt: skip
             with gr.Column(scale=2, min_width=300):
                 self.samples = gr.HTML("", elem_id="samples")
+        with gr.Accordion("Checkpoints", open=False, elem_id="checkpoints"):
+            self.checkpoints = gr.HTML("")
         with gr.Accordion("Log", open=False, elem_id="log") as self.log_fold:
             self.log = gr.HTML("", elem_id="log-text")
         self.remove = gr.Button("Delete this run", size="sm", variant="stop", elem_id="remove-run",
@@ -66,8 +69,9 @@ class RunView:
     def _connect(self, demo: Any) -> None:
         asked = [self.id, self.seen, self.logarithmic]
         shown = [
-            self.head, self.chart, self.samples, self.log, self.log_fold, self.resume, self.stop,
-            self.sample, self.save, self.kill, self.remove, self.timer, self.seen,
+            self.head, self.chart, self.samples, self.checkpoints, self.log, self.log_fold,
+            self.resume, self.stop, self.sample, self.save, self.kill, self.remove, self.timer,
+            self.seen,
         ]  # fmt: skip
         demo.load(_asked_run, None, self.id, **AT_ONCE).then(self.look, asked, shown, **AT_ONCE)
         self.timer.tick(self.look, asked, shown, trigger_mode="once", **AT_ONCE)
@@ -83,18 +87,20 @@ class RunView:
             (self.save, self.ask_save),
             (self.kill, self.end),
         ):
-            button.click(does, self.id, None, **AT_ONCE).then(self.look, asked, shown, **AT_ONCE)
+            told = button.click(does, self.id, None, **TELLING)
+            told.then(self.look, asked, shown, **AT_ONCE)
 
     @guarded
     def look(self, id: str, seen: str, logarithmic: bool) -> list[Any]:
         """Updates for what has changed since this page looked last."""
         if not id or id not in self.workshop.jobs.ids():
-            return [gr.skip()] * 13
+            return [gr.skip()] * 14
         run = overview(self.workshop, id)
         pieces = {
             "head": str(_head(run)),
             "chart": str(_chart(run, logarithmic)),
             "samples": str(_samples(run)),
+            "checkpoints": str(run_outcome.checkpoints(run)),
             "log": str(_log(self.workshop.jobs.run(id))),
         }
         before = dict(zip((*_DRAWN, "word"), seen.split(), strict=False))
@@ -150,7 +156,7 @@ def _digest(text: str) -> str:
 
 def _controls(run: Overview) -> list[Any]:
     """The log's fold, the buttons, and how often to look, as the state wants them."""
-    working = run.state in (State.STARTING, State.RUNNING)
+    working = run.state in (State.STARTING, State.RUNNING, State.PAUSED)
     resume = "Start" if run.word in ("draft", "did not start") else "Resume"
     waiting = run.word == "queued"
     return [
@@ -173,7 +179,7 @@ def _head(run: Overview) -> Markup:
     return Markup(
         '<div class="run-title"><h1>{title}</h1>{badge}</div>'
         '<p class="run-figures"><strong>{figures}</strong><span>{speed}</span><span>{device}</span>'
-        "</p>{meter}{trouble}{outcome}"
+        "</p>{meter}{forecast}{trouble}{outcome}"
     ).format(
         title=run.title,
         badge=parts.badge(run),
@@ -182,7 +188,8 @@ def _head(run: Overview) -> Markup:
         device=f"on {run.history.ready.device}" if run.history.ready else "",
         meter=parts.meter(run),
         trouble=_trouble(run),
-        outcome=_outcome(run),
+        forecast=run_outcome.forecast(run),
+        outcome=run_outcome.outcome(run),
     )
 
 
@@ -194,6 +201,8 @@ def _trouble(run: Overview) -> Markup:
             message, advice = status.message, status.advice
         case "did not start":
             message, advice = "The trainer ended before it began.", "The log says why."
+        case "paused":
+            message, advice = f"{status.message}.", ""
         case "interrupted":
             message = "The trainer was ended from outside, or the machine went down."
             advice = "Resume goes on from the last checkpoint."
@@ -202,37 +211,6 @@ def _trouble(run: Overview) -> Markup:
     return Markup('<div class="trouble {}"><strong>{}</strong> {}</div>{}').format(
         run.tone, message, advice, notices
     )
-
-
-def _outcome(run: Overview) -> Markup:
-    """What the validation says, and where to go with a finished adapter."""
-    said = Markup("")
-    if run.history.validations and run.history.validations[-1].step > 0:
-        last = run.history.validations[-1]
-        loss, base, on = last.held_out, last.base_held_out, "images held out"
-        if loss is None or base is None:
-            loss, base, on = last.training, last.base_training, "training images"
-        if base:
-            better = 100 * (1 - loss / base)
-            said = Markup(
-                '<p class="verdict"><strong>{} % {}</strong> than the base on {} '
-                '<span class="quiet">(loss {} against {})</span></p>'
-            ).format(f"{abs(better):.0f}", "lower loss" if better >= 0 else "higher loss", on,
-                     f"{loss:.4f}", f"{base:.4f}")  # fmt: skip
-    links = Markup("")
-    if run.may_start and run.word != "draft":
-        links = Markup(
-            '<p class="verdict"><a href="/train?from={}">Start again with other settings</a></p>'
-        ).format(run.id)
-    if run.state is State.FINISHED:
-        ref = f"run:{run.id}"
-        links = Markup(
-            '<div class="actions"><a class="button primary" href="/preview?adapter={ref}">See it '
-            'at different strengths</a><a class="button" href="{file}" download>Download the '
-            'adapter</a><a class="button" href="/train?from={id}">Train again from these settings'
-            "</a></div>"
-        ).format(ref=ref, file=media.download(ref), id=run.id)
-    return said + links
 
 
 def _chart(run: Overview, logarithmic: bool) -> Markup:

@@ -14,19 +14,18 @@ from markupsafe import Markup
 from app import check, parts
 from app.datasets import Dataset
 from app.faults import guarded
-from app.form import LEAVES, PATHS, Form
+from app.form import LEAVES, PATHS, Form, differences
 from app.overview import overview
+from app.pages import check_panel
+from app.pages.draft import FORGET, NOTHING, Draft, restored
 from app.pages.frame import AT_ONCE, GO, LATEST, page
 from app.pages.run_view import RunView
 from app.workshop import Workshop
-from trainer.data.findings import Finding
 from trainer.errors import AtelierError, DatasetError, SettingsError
 from trainer.presets import PRESETS, Family, Goal
 from trainer.run import Run
 from trainer.settings import Settings
 
-# The settings that the check panel tells of.
-CHECKED_AGAIN = ("training.steps", "samples.prompts", "training.batch_size", "dataset.trigger")
 SIMPLE = ("dataset.trigger", "training.steps", "samples.prompts", "output.name")
 # What a person says about this one adapter; a preset leaves it alone.
 PERSONAL = ("dataset.trigger", "samples.prompts", "output.name")
@@ -45,7 +44,7 @@ _RUNS_SHOWN = 6
 
 class TrainPage:
     """The page at `/train`: `?run=ID` shows a run, `?from=ID` fills the form with its settings,
-    `?dataset=NAME&preset=NAME` fills it for a start."""
+    `?dataset=NAME&preset=NAME&ordinary=NAME` fills it for a start."""
 
     def __init__(self, workshop: Workshop) -> None:
         self.workshop = workshop
@@ -65,12 +64,17 @@ class TrainPage:
     def _draw_new(self) -> None:
         gr.HTML(parts.title("Train an adapter", "Five answers are enough; the rest is under "
                             "Advanced."))  # fmt: skip
+        with gr.Row(elem_classes="draft-note", visible=False) as self.draft_note:
+            gr.HTML("<p>What you wrote before is back.</p>")
+            self.anew = gr.Button("Begin anew", size="sm", scale=0, min_width=120, elem_id="anew")
         with gr.Row(elem_classes="bench"):
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(scale=3, min_width=300, elem_id="answers"):
                 self._draw_answers()
             with gr.Column(scale=2, min_width=280, elem_classes="sheet check"):
                 gr.HTML("<h2>Check</h2>")
                 self.checked = gr.HTML("", elem_id="check")
+                self.reset = gr.Button("Back to the preset", size="sm", visible=False,
+                                       elem_id="reset")  # fmt: skip
                 self.findings = gr.HTML("", elem_id="findings")
                 self.start = gr.Button("Start training", variant="primary", elem_id="main-action")
                 self.problems = gr.HTML("", elem_id="problems")
@@ -91,6 +95,8 @@ class TrainPage:
             self.form.draw("output.name", min_width=160)
         self.form.draw("samples.prompts", label="Sample prompts")
         with gr.Accordion("Advanced", open=False, elem_id="advanced") as self.advanced:
+            self.search = gr.Textbox(show_label=False, placeholder="Find a setting",
+                                     elem_id="find-setting", max_lines=1)  # fmt: skip
             self.form.draw(
                 "base.model",
                 info=f"{LEAVES['base.model'].help} Folders and files are looked for in "
@@ -100,36 +106,48 @@ class TrainPage:
                 [("nothing", "")], value="", label="Start from an adapter", elem_id="start-from",
                 info=LEAVES["adapter.start_from"].help,
             )  # fmt: skip
+            self.ordinary = gr.Dropdown(
+                [("none", "")], value="", label="Regularisation images", elem_id="ordinary",
+                info="A dataset of ordinary pictures of such things, which the adapter is not to "
+                "change (prior preservation).",
+            )  # fmt: skip
             self.form.draw_sections(n for n in LEAVES if n not in {*SIMPLE, *PATHS, "base.model"})
 
     def _connect(self, demo: Any) -> None:
-        everything = {self.dataset, self.start_from, *self.form.outputs}
-        personal = [self.form.components[name] for name in PERSONAL]
-        filled = demo.load(
-            self.fill, None,
-            [self.dataset, self.start_from, self.goal, self.family, *self.form.outputs], **AT_ONCE,
-        )  # fmt: skip
+        form, checks = self.form, [self.goal, self.family]
+        everything = {self.dataset, self.start_from, self.ordinary, *checks, *form.outputs}
+        personal = [form.components[name] for name in PERSONAL]
+        apart = {"dataset": self.dataset, "start_from": self.start_from, "ordinary": self.ordinary,
+                 "goal": self.goal, "family": self.family}  # fmt: skip
+        self.draft = Draft({**apart, **form.components})
+        shown = [self.draft_note, *apart.values(), *form.outputs]
+        filled = demo.load(self.fill, self.draft.state, shown, **AT_ONCE)
+        emptied = self.anew.click(self.begin_anew, None, [self.draft.state, *shown], js=FORGET,
+                                  **AT_ONCE)  # fmt: skip
         preset = gr.on(
-            [self.goal.input, self.family.input], self.use_preset, [self.goal, self.family],
-            self.form.outputs, **LATEST,
+            [self.goal.input, self.family.input, self.reset.click], self.use_preset, checks,
+            form.outputs, **LATEST,
         )  # fmt: skip
         chosen = self.dataset.input(self.suggest, [self.dataset, *personal], personal, **LATEST)
-        for changed in (filled, preset, chosen):
+        for changed in (filled, emptied, preset, chosen):
             self._checked(changed.then, everything)
-        for name in CHECKED_AGAIN:
-            self._checked(self.form.components[name].blur, everything)
+        for name, component in form.components.items():
+            written = LEAVES[name].kind not in ("switch", "choice")
+            self._checked(component.blur if written else component.input, everything)
+        self.search.change(form.find, self.search, form.found, **LATEST)
         self.start.click(
             self.begin,
             everything,
-            [self.address, self.problems, self.advanced, *self.form.outputs],
+            [self.address, self.draft.state, self.problems, self.advanced, *form.boxes,
+             *form.outputs],
             api_visibility="private",
-        )
+        )  # fmt: skip
         self.address.change(None, self.address, None, js=GO)
         demo.load(self.show_recent, None, self.recent, **AT_ONCE)
 
     def _checked(self, when: Callable[..., Any], everything: set[Any]) -> None:
         """After `when`, the counts are shown at once, and what the images show when it is known."""
-        when(self.look, everything, self.checked, **AT_ONCE).then(
+        when(self.look, everything, [self.checked, self.reset], **AT_ONCE).then(
             self.examine, everything, self.findings, **AT_ONCE
         )
 
@@ -144,7 +162,32 @@ class TrainPage:
         return "", gr.update(visible=not run), gr.update(visible=bool(run))
 
     @guarded
-    def fill(self, request: gr.Request) -> list[Any]:
+    def fill(self, draft: Any, request: gr.Request) -> list[Any]:
+        """The form as it was left here, or as the address wants it."""
+        if values := restored(draft, request.query_params):
+            return [gr.update(visible=True), *self._restored(values)]
+        return [gr.update(visible=False), *self._fresh(request)]
+
+    @guarded
+    def begin_anew(self, request: gr.Request) -> list[Any]:
+        """Forgets the draft."""
+        return [NOTHING, gr.update(visible=False), *self._fresh(request)]
+
+    def _restored(self, values: Mapping[str, Any]) -> list[Any]:
+        """The form with a draft in it, as far as its values are possible."""
+        names = self.workshop.datasets.names()
+        starts = self._starts()
+        dataset, start = values.get("dataset"), values.get("start_from")
+        return [
+            gr.update(choices=names, value=dataset if dataset in names else None),
+            {**starts, "value": start if start in [ref for _, ref in starts["choices"]] else ""},
+            _ordinary(names, values.get("ordinary")),
+            _one_of(values.get("goal"), [goal for _, goal in GOALS]),
+            _one_of(values.get("family"), [family for _, family in FAMILIES]),
+            *self.form.restore(values),
+        ]
+
+    def _fresh(self, request: gr.Request) -> list[Any]:
         """The form as the address wants it: after another run, or with a dataset and a preset."""
         query = request.query_params
         names = self.workshop.datasets.names()
@@ -156,7 +199,8 @@ class TrainPage:
         settings = _with_suggestions(preset.settings(), self._dataset(name))
         shown = self.form.show(settings)
         dataset = gr.update(choices=names, value=name)
-        return [dataset, self._starts(), preset.goal, preset.family, *shown]
+        ordinary = _ordinary(names, query.get("ordinary"))
+        return [dataset, self._starts(), ordinary, preset.goal, preset.family, *shown]
 
     def _starts(self) -> Any:
         entries = self.workshop.library.entries()
@@ -166,7 +210,10 @@ class TrainPage:
         settings = self.workshop.jobs.run(id).settings()
         folder = settings.dataset.folder.name if settings.dataset.folder else ""
         dataset = gr.update(choices=names, value=folder if folder in names else None)
-        return [dataset, self._starts(), gr.skip(), gr.skip(), *self.form.show(settings)]
+        others = settings.dataset.class_folder
+        ordinary = _ordinary(names, others.name if others else None)
+        return [dataset, self._starts(), ordinary, gr.skip(), gr.skip(),
+                *self.form.show(settings)]  # fmt: skip
 
     @guarded
     def use_preset(self, goal: Goal, family: Family) -> list[Any]:
@@ -184,26 +231,32 @@ class TrainPage:
         ]
 
     @guarded
-    def look(self, data: Mapping[Any, Any]) -> str:
-        """The check panel for what the page shows."""
+    def look(self, data: Mapping[Any, Any]) -> list[Any]:
+        """The check panel for what the page shows, and the way back to the preset."""
+        unchanged = gr.update(visible=False)
         dataset = self._dataset(data[self.dataset])
         if dataset is None:
             if not self.workshop.datasets.names():
-                return str(parts.empty("There is no dataset yet.", "/datasets", "Make one"))
-            return '<p class="quiet">Choose a dataset.</p>'
+                nothing = parts.empty("There is no dataset yet.", "/datasets", "Make one")
+                return [str(nothing), unchanged]
+            return ['<p class="quiet">Choose a dataset.</p>', unchanged]
         if not dataset.images:
             way = "/datasets?" + urlencode({"dataset": dataset.name})
-            return str(parts.empty("This dataset has no images yet.", way, "Add images"))
+            return [str(parts.empty("This dataset has no images yet.", way, "Add images")),
+                    unchanged]  # fmt: skip
         try:
             settings = self._settings(data, dataset)
         except SettingsError as error:
-            return str(parts.notices([str(problem) for problem in error.problems], tone="bad"))
-        rows = Markup("").join(
-            Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value)
-            for name, value in check.facts(dataset, settings)
-        )
-        warnings = parts.notices(check.warnings(dataset, settings))
-        return str(Markup('<dl class="facts-list">{}</dl>{}').format(rows, warnings))
+            told = parts.notices([str(problem) for problem in error.problems], tone="bad")
+            return [str(told), gr.skip()]
+        preset = PRESETS[f"{data[self.family]}-{data[self.goal]}"].settings()
+        changed = differences(settings, preset, {*PERSONAL, *PATHS})
+        way_back = gr.update(visible=bool(changed))
+        try:
+            facts = check_panel.facts(dataset, self._with_base(settings))
+        except AtelierError as error:
+            return [str(parts.notices([str(error)], tone="bad")), way_back]
+        return [str(facts + check_panel.changed(changed)), way_back]
 
     @guarded
     def examine(self, data: Mapping[Any, Any]) -> str:
@@ -215,7 +268,7 @@ class TrainPage:
             settings = self._settings(data, dataset)
         except SettingsError:
             return ""  # said by `look` already
-        return str(_findings(_examined(dataset, settings)))
+        return str(check_panel.findings(check_panel.examined(dataset, settings)))
 
     @guarded
     def begin(self, data: Mapping[Any, Any]) -> list[Any]:
@@ -230,19 +283,25 @@ class TrainPage:
             hidden = any(p.name not in SIMPLE and p.name in LEAVES for p in problems)
             return [
                 "",
+                gr.skip(),
                 str(parts.notices(told, tone="bad")),
                 gr.update(open=True) if hidden else gr.skip(),
+                *self.form.open_sections(problems),
                 *self.form.show_problems(problems),
             ]
-        return [f"/train?run={id}", "", gr.skip(), *self.form.show_problems(())]
+        unfolded = self.form.open_sections(())
+        return [f"/train?run={id}", NOTHING, "", gr.skip(), *unfolded, *self.form.show_problems(())]
 
     def _create(self, data: Mapping[Any, Any]) -> str:
         dataset = self._dataset(data[self.dataset])
         if dataset is None or not dataset.images:
             raise DatasetError("There is nothing to learn from.", "Choose a dataset with images.")
-        settings = self._settings(data, dataset)
-        self.workshop.bases.check(settings.base.model)
-        for finding in _examined(dataset, settings):
+        if dataset.name == data[self.ordinary]:
+            raise DatasetError("The regularisation images are the dataset itself.",
+                               "Choose a dataset of ordinary pictures, or none.")  # fmt: skip
+        settings = self._with_base(self._settings(data, dataset))
+        check.size(settings)  # names of layers that the base lacks are told here
+        for finding in check_panel.examined(dataset, settings):
             if finding.severity == "error":
                 raise DatasetError(finding.message, finding.fix or None)
         id = _new_id(settings.output.name)
@@ -250,10 +309,23 @@ class TrainPage:
         self.workshop.jobs.submit(id)
         return id
 
+    def _with_base(self, settings: Settings) -> Settings:
+        """The settings with the base as a reference that the trainer reads.
+
+        Raises:
+            BaseModelError: if no page may name this base.
+        """
+        base = settings.base.model_copy(
+            update={"model": self.workshop.bases.check(settings.base.model)}
+        )
+        return settings.model_copy(update={"base": base})
+
     def _settings(self, data: Mapping[Any, Any], dataset: Dataset) -> Settings:
         further = {"dataset.folder": str(dataset.folder)}
         if ref := data[self.start_from]:
             further["adapter.start_from"] = str(self.workshop.library.find(ref).file)
+        if others := self._dataset(data[self.ordinary]):
+            further["dataset.class_folder"] = str(others.folder)
         return self.form.read(data, further)
 
     @guarded
@@ -270,6 +342,16 @@ class TrainPage:
         return self.workshop.datasets.read(name)
 
 
+def _ordinary(names: Sequence[str], name: Any) -> Any:
+    """The choice of regularisation images among the datasets, `name` if there is such."""
+    choices = [("none", ""), *((it, it) for it in names)]
+    return gr.update(choices=choices, value=name if name in names else "")
+
+
+def _one_of(value: Any, known: Sequence[str]) -> Any:
+    return value if value in known else gr.skip()
+
+
 def _with_suggestions(settings: Settings, dataset: Dataset | None) -> Settings:
     """The settings with trigger, sample prompts and name taken from the dataset."""
     if dataset is None:
@@ -282,21 +364,6 @@ def _with_suggestions(settings: Settings, dataset: Dataset | None) -> Settings:
             "samples": settings.samples.model_copy(update={"prompts": prompts}),
             "output": settings.output.model_copy(update={"name": trigger or dataset.name}),
         }
-    )
-
-
-def _examined(dataset: Dataset, settings: Settings) -> tuple[Finding, ...]:
-    wanted = settings.dataset
-    return check.findings(dataset, wanted.resolution, wanted.trigger, settings.base.model)
-
-
-def _findings(found: Sequence[Finding]) -> Markup:
-    """Errors and warnings; notes only matter to who looks after the dataset."""
-    tones = {"error": "bad", "warning": "warn"}
-    return Markup("").join(
-        parts.notices([f"{finding.message} {finding.fix}".strip()], tones[finding.severity])
-        for finding in found
-        if finding.severity in tones
     )
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from app.workshop import Workshop
-from tests.app.fakes import TRAINER, WORKER, add_dataset, new_run
+from tests.app.fakes import TOOLS, TRAINER, WORKER, add_dataset, new_run
 from trainer.run import Run
 
 
 @pytest.fixture
 def workshop(tmp_path: Path) -> Iterator[Workshop]:
-    with Workshop.opened(tmp_path / "data", trainer=TRAINER, worker=WORKER) as opened:
+    fakes = {"trainer": TRAINER, "worker": WORKER, "tools": TOOLS}
+    with Workshop.opened(tmp_path / "data", **fakes) as opened:
         yield opened
         for id in opened.jobs.ids():
             Run(opened.jobs.folder / id).request("stop")  # no fake trainer outlives its test

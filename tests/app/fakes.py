@@ -11,10 +11,11 @@ from pathlib import Path
 from PIL import Image
 
 from trainer.run import Run
-from trainer.settings import parse
+from trainer.settings_file import parse
 
 TRAINER = (sys.executable, "-m", "tests.app.fake_trainer")
 WORKER = (sys.executable, "-m", "tests.app.fake_worker")
+TOOLS = (sys.executable, "-m", "tests.app.fake_tools")
 _numbers = itertools.count(1)
 
 

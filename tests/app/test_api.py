@@ -52,6 +52,7 @@ def test_only_what_is_meant_for_programs_is_listed(client: Client) -> None:
     listed = client.view_api(return_format="dict", print_info=False)
     assert isinstance(listed, dict)
     assert set(listed["named_endpoints"]) == {
-        "/create_dataset", "/import", "/save_caption", "/draw", "/strip", "/import_adapter",
+        "/create_dataset", "/import", "/save_caption", "/draw", "/compare", "/strip",
+        "/import_adapter",
     }  # fmt: skip
     assert listed["unnamed_endpoints"] == {}

@@ -114,4 +114,6 @@ def test_every_shipped_sample_becomes_a_dataset_once(workshop: Workshop) -> None
         assert len(found.images) == 12
         assert found.without_caption == 0
         assert f"preset=embedded-{sample.goal}" in way
+        assert "ordinary=sample-ordinary" in way
         assert found.suggested_trigger() != ""
+    assert len(workshop.datasets.read("sample-ordinary").images) == 24

@@ -11,7 +11,8 @@ from app.form import LEAVES, PATHS, Form, from_page, to_page
 from trainer.errors import SettingsError
 from trainer.fields import flatten, nest
 from trainer.presets import PRESETS
-from trainer.settings import Settings, parse
+from trainer.settings import Settings
+from trainer.settings_file import parse
 
 
 @pytest.fixture(scope="module")

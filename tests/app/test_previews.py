@@ -12,7 +12,7 @@ from app.workshop import Workshop
 from tests.app.adapters import write_adapter
 from tests.app.fakes import WORKER
 from trainer.errors import RunFailed
-from trainer.preview.request import Loading, Progress, Render, Rendered, Strength
+from trainer.preview.request import Cancelled, Loading, Progress, Render, Rendered, Strength
 
 
 @pytest.fixture
@@ -75,6 +75,17 @@ def test_a_refusal_and_a_death_are_told_and_the_next_request_is_served(
         outcome(workshop.previews, wanted(adapter, prompt="die"))
     assert outcome(workshop.previews, wanted(adapter)).files
     assert list(workshop.previews.folder.glob(".*")) == []
+
+
+def test_a_request_that_is_given_up_before_it_is_asked_is_not_drawn(
+    workshop: Workshop, adapter: Path
+) -> None:
+    previews = workshop.previews
+    request = wanted(adapter, 0.75)
+    previews.give_up(request.id)
+    assert [type(answer) for answer in previews.draw(request)] == [Cancelled]
+    other = request.model_copy(update={"id": "two"})
+    assert outcome(previews, other).files
 
 
 def test_a_request_that_is_left_early_does_not_disturb_the_next(

@@ -29,10 +29,14 @@ def main() -> int:
         return 0
     attempts = [[sys.executable, "-m", "playwright", "install", "chromium"]]
     if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
-        attempts = [["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]]
+        # Without the recommended packages: a browser that nobody looks at needs no printers.
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends"]
+        attempts = [["apt-get", "update", "-qq"], [*install, "chromium", "fonts-liberation"]]
     for command in attempts:
         print(f"No Chromium found: running {' '.join(command)}", file=sys.stderr)
-        if subprocess.run(command).returncode:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            print(done.stdout, file=sys.stderr)
             break
     if find():
         return 0

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tests.app.fakes import TRAINER, WORKER, until
+from tests.app.fakes import TOOLS, TRAINER, WORKER, until
 
 _START_SECONDS = 120
 
@@ -76,7 +76,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     asked = parser.parse_args()
-    serve("127.0.0.1", asked.port, asked.data, trainer=TRAINER, worker=WORKER)
+    fakes = {"trainer": TRAINER, "worker": WORKER, "tools": TOOLS}
+    serve("127.0.0.1", asked.port, asked.data, **fakes)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.app.fakes import until
+from tests.app.fakes import add_dataset, until
 from tests.browser.conftest import NewPage
+from tests.browser.hand import unfold
 from tests.browser.serving import Server
 
 
@@ -119,3 +120,34 @@ def test_an_image_is_removed(new_page: NewPage, server: Server, tmp_path: Path) 
     page.locator("#remove").click()
     expect(page.locator("#grid")).to_contain_text("No images yet")
     assert not (server.data / "datasets" / "short lived" / "0001.png").exists()
+
+
+def test_all_captions_are_changed_at_once_and_back(new_page: NewPage, server: Server) -> None:
+    folder = add_dataset(server.data / "datasets", "bulk")
+    page = new_page("/datasets?dataset=bulk")
+    expect(page.locator("#picture figcaption")).to_have_text("0001.png")
+    unfold(page, "#bulk")
+    page.locator("#bulk-find input, #bulk-find textarea").fill("creature")
+    page.locator("#bulk-replace input, #bulk-replace textarea").fill("monster")
+    page.locator("#bulk-do-replace").click()
+    expect(page.locator("#bulk-told")).to_have_text("2 captions changed.")
+    expect(page.locator("#caption textarea")).to_have_value("pip the monster, picture 1")
+    page.locator("#bulk-word input, #bulk-word textarea").fill("zkv")
+    page.locator("#bulk-add").click()
+    expect(page.locator("#caption textarea")).to_have_value("zkv, pip the monster, picture 1")
+    expect(page.locator("#summary")).not_to_contain_text("without caption")
+    page.locator("#bulk-undo").click()
+    expect(page.locator("#bulk-told")).to_have_text("3 captions as before.")
+    assert (folder / "0001.txt").read_text() == "pip the monster, picture 1\n"
+
+
+def test_a_dataset_is_looked_over(new_page: NewPage) -> None:
+    page = new_page("/datasets?dataset=pips")
+    expect(page.locator(".tile")).to_have_count(6)
+    unfold(page, "#look-over")
+    page.locator("#check-dataset").click()
+    findings = page.locator("#dataset-findings")
+    expect(findings).to_contain_text("without a caption")
+    expect(findings).to_contain_text("6 images, 100.0% of steps")
+    findings.get_by_role("link", name="0006.png").first.click()
+    expect(page.locator("#picture figcaption")).to_have_text("0006.png")

@@ -8,8 +8,9 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import NewPage
+from tests.browser.hand import box, unfold
 from tests.browser.serving import Server
-from tests.browser.test_train import badge, box
+from tests.browser.test_train import badge
 
 MILLISECONDS = 1000
 _PATIENCE = 900 * MILLISECONDS
@@ -38,5 +39,18 @@ def test_a_newcomer_trains_a_sample_and_moves_the_slider(new_page: NewPage, tmp_
         without = page.locator('#image img[data-strength="0"]')
         expect(without).to_be_visible(timeout=_PATIENCE)
         assert page.request.get(without.evaluate("i => i.src")).body() != strong
+
+        unfold(page, "#saving")
+        page.locator("#mix-name input, #mix-name textarea").fill("smaller")
+        page.locator("#strength input[type=number]").fill("0.5")
+        page.locator("#strength input[type=number]").press("Enter")
+        page.locator("#mix-rank input, #mix-rank textarea").fill("2")
+        page.locator("#save-mix").click()
+        kept = page.locator(".operation.good")
+        expect(kept).to_contain_text("rank 2, it loses", timeout=_PATIENCE)
+        kept.get_by_role("link", name="Open").click()
+        expect(page.locator("#facts")).to_contain_text("SD 1.x")
+        page.locator("#measure").click()
+        expect(page.locator("#norms")).to_contain_text("unet.", timeout=_PATIENCE)
     finally:
         real.stop()

@@ -40,7 +40,7 @@ def test_the_header_leads_to_every_page(page: Page) -> None:
 
 def test_a_newcomer_has_a_sample_dataset_and_a_filled_form_with_one_click(page: Page) -> None:
     page.locator("#try-character").click()
-    page.wait_for_url("**/train?dataset=sample-character&preset=embedded-character")
+    page.wait_for_url("**/train?dataset=sample-character&preset=embedded-character&ordinary=*")
     expect(page.locator("#check")).to_contain_text("12")
     expect(page.locator("#set-dataset-trigger input, #set-dataset-trigger textarea")).to_have_value(
         "pip"

@@ -9,14 +9,9 @@ from playwright.sync_api import Page, expect
 
 from tests.app.fakes import add_dataset, new_run, until
 from tests.browser.conftest import PHONE, NewPage
+from tests.browser.hand import box, unfold
 from tests.browser.serving import Server
 from trainer.run import Run, State
-
-
-def box(page: Page, name: str) -> str:
-    """Selector of the text box of a setting."""
-    id = f"#set-{name.replace('.', '-').replace('_', '-')}"
-    return f"{id} textarea, {id} input"
 
 
 def start(page: Page, name: str = "works", steps: int = 60) -> str:
@@ -46,7 +41,10 @@ def test_a_run_is_started_watched_and_finished(new_page: NewPage, server: Server
     expect(page.locator("#run-head")).to_contain_text(re.compile(r"\d+ of 200 steps · \d+ s left"))
     expect(page.locator("#chart svg .fair")).to_be_visible()
     expect(page.locator("#samples .prompt-row")).to_have_count(2)
+    expect(page.locator("#run-head .forecast")).to_contain_text("2.0 GB of 16 GB of memory")
+    expect(page.locator("#run-head .verdicts")).to_contain_text("Learning")
     page.locator("#save-now").click()
+    expect(page.locator(".toast-body")).to_contain_text("saved after the current step")
     badge(page, "finished")
     expect(page.locator("#run-head")).to_contain_text("lower loss than the base on images held out")
     points = page.locator("#chart polyline.fair").get_attribute("points") or ""
@@ -56,6 +54,28 @@ def test_a_run_is_started_watched_and_finished(new_page: NewPage, server: Server
     assert settings.dataset.folder == server.data / "datasets" / "pips"
     assert settings.samples.prompts == ("pip at night", "pip by day")
     expect(page.get_by_role("link", name="Download the adapter")).to_be_visible()
+
+
+def test_the_recommended_checkpoint_can_be_used(new_page: NewPage, server: Server) -> None:
+    page = new_page("/train?dataset=pips")
+    id = start(page, steps=40)
+    badge(page, "finished")
+    advice = page.locator(".recommended")
+    expect(advice).to_contain_text("Use the checkpoint of step 10.")
+    expect(advice).to_contain_text("lowest loss on held-out images")
+    with page.expect_download() as download:
+        advice.get_by_role("link", name="Download step 10").click()
+    saved = run_of(server, id).checkpoints / "step-000010.safetensors"
+    assert download.value.path().read_bytes() == saved.read_bytes()
+    page.locator("#checkpoints .label-wrap").click()
+    rows = page.locator(".checkpoints tbody tr")
+    expect(rows).to_have_count(4)
+    expect(page.locator('.checkpoints tr[data-step="10"]')).to_contain_text("recommended")
+    expect(rows.first).to_contain_text("0.")  # the losses measured at it
+    advice.get_by_role("link", name="Preview step 10").click()
+    page.wait_for_url(f"**/preview?adapter=run:{id}@10")
+    link = page.get_by_role("link", name="Download the adapter")
+    expect(link).to_have_attribute("href", re.compile("%4010$"))
 
 
 def test_a_reload_and_a_second_browser_see_the_same_run(new_page: NewPage, server: Server) -> None:
@@ -132,8 +152,10 @@ def test_a_run_whose_trainer_was_killed_can_be_resumed(new_page: NewPage, server
 def test_wrong_settings_return_to_their_boxes(new_page: NewPage, server: Server) -> None:
     page = new_page("/train?dataset=pips")
     expect(page.locator("#check")).to_contain_text("Images")
-    page.locator("#advanced .label-wrap").click()
+    unfold(page, "#advanced")
+    unfold(page, "#section-adapter")
     page.locator(box(page, "adapter.rank")).fill("0")
+    unfold(page, "#section-optimizer")
     page.locator(box(page, "optimizer.learning_rate")).fill("fast")
     page.locator("#main-action").click()
     expect(page.locator("#set-adapter-rank")).to_contain_text("greater than or equal to 1")
@@ -158,10 +180,26 @@ def test_a_preset_fills_the_form_and_leaves_the_name_alone(new_page: NewPage) ->
     expect(page.locator(box(page, "output.name"))).to_have_value("mine")
 
 
+def test_another_dataset_serves_as_regularisation_images(new_page: NewPage, server: Server) -> None:
+    ordinary = add_dataset(server.data / "datasets", "ordinary")
+    page = new_page("/train?dataset=pips&ordinary=ordinary")
+    run = run_of(server, start(page, "works"))
+    assert run.settings().dataset.class_folder == ordinary
+
+    page.goto(f"{server.address}/train?from={run.path.name}")
+    expect(page.locator("#check")).to_contain_text("Images")
+    unfold(page, "#advanced")
+    expect(page.locator("#ordinary input")).to_have_value("ordinary")
+    page.locator("#ordinary input").click()
+    page.get_by_role("option", name="pips").click()
+    page.locator("#main-action").click()
+    expect(page.locator("#problems")).to_contain_text("the dataset itself")
+
+
 def test_a_page_names_no_path_of_the_server(new_page: NewPage) -> None:
     page = new_page("/train?dataset=pips")
     expect(page.locator("#check")).to_contain_text("Images")
-    page.locator("#advanced .label-wrap").click()
+    unfold(page, "#advanced")
     page.locator(box(page, "base.model")).fill("/etc/passwd")
     page.locator("#main-action").click()
     expect(page.locator("#problems")).to_contain_text("not a base that the web app may open")
@@ -196,3 +234,79 @@ def test_training_goes_on_while_the_server_is_restarted(new_page: NewPage, tmp_p
         badge(page, "stopped")
     finally:
         own.stop()
+
+
+def written(page: Page) -> None:
+    """Writes a trigger word and a rank, and waits until the page has taken notice."""
+    expect(page.locator("#check")).to_contain_text("Images")
+    page.locator(box(page, "dataset.trigger")).fill("zkv")
+    unfold(page, "#advanced")
+    unfold(page, "#section-adapter")
+    page.locator(box(page, "adapter.rank")).fill("7")
+    page.locator(box(page, "adapter.rank")).blur()
+    expect(page.locator("#check .changed")).to_contain_text("Rank: 7 instead of 8")
+
+
+def test_what_was_written_survives_a_reload_until_it_is_begun_anew(new_page: NewPage) -> None:
+    page = new_page("/train?dataset=pips")
+    written(page)
+    page.reload()
+    expect(page.locator("#anew")).to_be_visible()
+    expect(page.locator(box(page, "dataset.trigger"))).to_have_value("zkv")
+    expect(page.locator("#check .changed")).to_contain_text("Rank: 7 instead of 8")
+
+    page.goto(page.url.partition("?")[0])  # the bare address brings it back too
+    expect(page.locator(box(page, "dataset.trigger"))).to_have_value("zkv")
+    page.locator("#anew").click()
+    expect(page.locator("#anew")).to_be_hidden()
+    expect(page.locator(box(page, "dataset.trigger"))).not_to_have_value("zkv")
+    page.reload()
+    expect(page.locator("#check")).not_to_be_empty()  # with several datasets none is chosen
+    expect(page.locator("#anew")).to_be_hidden()
+
+
+def test_what_was_changed_goes_back_to_the_preset(new_page: NewPage) -> None:
+    page = new_page("/train?dataset=pips")
+    expect(page.locator("#reset")).to_be_hidden()
+    written(page)
+    page.locator("#reset").click()
+    expect(page.locator("#check .changed")).to_have_count(0)
+    expect(page.locator(box(page, "adapter.rank"))).to_have_value("8")
+    expect(page.locator(box(page, "dataset.trigger"))).to_have_value("zkv")
+
+
+def test_a_setting_is_found_by_a_word(new_page: NewPage) -> None:
+    page = new_page("/train?dataset=pips")
+    expect(page.locator("#check")).to_contain_text("Images")
+    unfold(page, "#advanced")
+    expect(page.locator("#section-loss")).to_be_visible()
+    page.locator("#find-setting input, #find-setting textarea").fill("layers by name")
+    expect(page.locator("#set-adapter-layers")).to_contain_text("unet.*.attn2.to_v")  # stars stay
+    page.locator("#find-setting input, #find-setting textarea").fill("learning rate")
+    expect(page.locator(box(page, "optimizer.learning_rate"))).to_be_visible()
+    expect(page.locator("#section-loss")).to_be_hidden()
+    expect(page.locator("#set-optimizer-max-gradient-norm")).to_be_hidden()
+    page.locator("#find-setting input, #find-setting textarea").fill("")
+    expect(page.locator("#section-loss")).to_be_visible()
+    expect(page.locator("#set-optimizer-learning-rate")).to_be_hidden()
+
+
+def test_a_folded_section_opens_for_its_problem(new_page: NewPage) -> None:
+    page = new_page("/train?dataset=pips")
+    expect(page.locator("#check")).to_contain_text("Images")
+    unfold(page, "#advanced")
+    unfold(page, "#section-loss")
+    page.locator(box(page, "loss.noise_offset")).fill("much")
+    page.locator("#section-loss .label-wrap").click()
+    expect(page.locator(box(page, "loss.noise_offset"))).to_be_hidden()
+    page.locator("#main-action").click()
+    expect(page.locator("#set-loss-noise-offset")).to_contain_text("valid number")
+
+
+def test_a_draft_ends_with_the_start(new_page: NewPage) -> None:
+    page = new_page("/train?dataset=pips")
+    written(page)
+    start(page, "works")
+    page.goto(page.url.partition("?")[0])
+    expect(page.locator(box(page, "dataset.trigger"))).not_to_have_value("zkv")
+    expect(page.locator("#anew")).to_be_hidden()
