@@ -1,4 +1,4 @@
-"""How fast datasets are imported, scanned and reported on, and how much memory that takes.
+"""How fast datasets are imported, scanned, reported on and trained from, and in how much memory.
 
     python -m bench.data [--images 5000] [--imported 600] [--work DIR] [--json]
 
@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from bench import training_data
 from trainer.data.buckets import Size, assign, bucket_sizes
 from trainer.data.dataset import scan
 from trainer.data.editing import create_dataset
@@ -30,6 +31,7 @@ from trainer.data.importing import import_files
 from trainer.data.pool import in_order
 from trainer.data.report import check
 from trainer.data.schedule import Schedule
+from trainer.settings import Dataset
 
 SIDES = ((1024, 1024), (1254, 836), (836, 1254), (1182, 886))  # about a megapixel each
 FEW = 100
@@ -37,7 +39,8 @@ PLAINLY_DECODED = 100
 BATCHES = 5_000
 
 # What the issue on data asks for, on two cores.
-REPORT_SECONDS, IMPORTED_PER_SECOND, GROWTH_MIB = 60.0, 60.0, 60.0
+REPORT_SECONDS, IMPORTED_PER_SECOND, GROWTH_MIB, START_SECONDS = 60.0, 60.0, 60.0, 2.0
+FEWEST = 12
 
 
 class Took(NamedTuple):
@@ -116,12 +119,15 @@ def measure(work: Path, count: int, imported: int) -> dict[str, float]:
         cache = Path(place)
         scan(few, cache)
         rescan_few = timed(lambda: scan(few, cache))
-        check(few, 512)
+        check(few, Dataset(resolution=512))
         peak_few = peak_mib()
         scanning = timed(lambda: scan(many, cache))
         rescan = timed(lambda: scan(many, cache))
-        report = timed(lambda: check(many, 512))
+        report = timed(lambda: check(many, Dataset(resolution=512)))
         growth = peak_mib() - peak_few
+    fewest, latents = work / "fewest", work / "cache"
+    make_folder(fewest, FEWEST)
+    training = training_data.compare(fewest, few, many, latents)
 
     with tempfile.TemporaryDirectory(dir=work) as place:
         dataset = create_dataset(Path(place), "imported")
@@ -144,6 +150,7 @@ def measure(work: Path, count: int, imported: int) -> dict[str, float]:
         "import_ratio": importing.seconds / (plain * imported),
         "growth_mib": growth,
         "batch_us": batch_microseconds(few),
+        **training,
     }
 
 
@@ -168,6 +175,14 @@ def words(figures: dict[str, float]) -> str:
             f"memory  {figures['growth_mib']:+8.1f} MiB  from {FEW} images to {count}; "
             f"{GROWTH_MIB:.0f} MiB are allowed",
             f"batch   {figures['batch_us']:8.0f} µs   to name the images of one",
+            f"start   {figures['start_many_s'] - figures['start_few_s']:+8.2f} s    with a warm "
+            f"cache, from {FEWEST} images ({figures['start_few_s']:.2f} s) to {count}; "
+            f"{START_SECONDS:.0f} s are allowed",
+            f"run     {figures['run_growth_mib']:+8.1f} MiB  of a run that trains, from {FEW} "
+            f"images to {count}; {GROWTH_MIB:.0f} MiB are allowed",
+            f"wait    {figures['wait_ms']:8.2f} ms   for a batch, at most "
+            f"{figures['longest_wait_ms']:.1f} ms: {figures['waiting_share']:.1%} of steps of "
+            f"{training_data.STEP_SECONDS * 1e3:.0f} ms",
         )
     )
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from trainer.model.embedded import WEIGHTS
 from trainer.model.embedded.backgrounds import TINTS
-from trainer.model.embedded.captions import EYES
+from trainer.model.embedded.captions import CREATURE_NAMES, EYES
 from trainer.model.embedded.creatures import Creature
 from trainer.model.embedded.drawings import ATTRIBUTES, PIXELS, attributes, labels
 from trainer.model.embedded.starter import DATASETS
@@ -134,7 +134,7 @@ def said(scene: Scene, text: str) -> NDArray[np.bool_]:
     saying |= dict.fromkeys(("second", "second colour"), scene.second is not None)
     if isinstance(subject, Creature):
         saying |= {
-            "body": f"{subject.body} creature" in text,
+            "body": any(f"{subject.body} {name}" in text for name in CREATURE_NAMES),
             "eyes": EYES[subject.eyes] in text,
             "belly": subject.belly is not None and "belly" in text,
         }
