@@ -7,7 +7,14 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
+
+# Properties without luck: the same examples each time, and no clock to fail by.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 # Tiny models are faster on one thread, and processes that tests start side by side do not fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -104,7 +104,7 @@ def _unreadable(facts: Facts) -> Iterator[Finding]:
 
 def _copies(facts: Facts) -> Iterator[Finding]:
     """Groups of pictures that look alike; those that are the same file are told apart."""
-    for group in looks.alike([seen.look.thumbnail for seen in facts.seen]):
+    for group in looks.alike([seen.look.likeness for seen in facts.seen]):
         seen = [facts.seen[index] for index in group]
         by_content: dict[bytes, list[Seen]] = {}
         for one in seen:

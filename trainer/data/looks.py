@@ -1,8 +1,8 @@
 """What a picture looks like: how blurred it is, and which pictures look alike.
 
-The perceptual-hash libraries were considered: ImageHash brings scipy and PyWavelets for what is a
-thumbnail and a comparison, and hashes the brightness alone, so that a red car and a blue one are
-the same picture. Thumbnails in colour are compared here, exactly, for thousands of images at once.
+A perceptual hash tells what is to be seen, and not how bright or in which colours: a red car and a
+blue one have the same. So a thumbnail tells the colours. Together they find copies that were
+compressed, scaled, brightened a little or cropped by a few percent, and hardly anything else.
 """
 
 from __future__ import annotations
@@ -12,22 +12,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from trainer.data import images
 
-ALIKE = 0.18
-"""Pictures look alike if their thumbnails differ by less than this share of their own contrast:
-copies that were compressed, scaled, brightened a little or cropped by a few percent."""
+SAME_BITS = 8
+"""Pictures look alike if no more bits than these of the 64 of their hashes differ, and"""
+SAME_COLOURS = 16.0
+"""their thumbnails differ by no more than this, of 255: the root mean square over all values."""
 BLURRED = 0.62
 """Above this, `blur` is visible: about that of a Gaussian of 2 pixels."""
 
 _THUMBNAIL = 8  # pixels, both sides
-_FAINT = 5.0  # contrast, of 255, below which noise would decide
 _BLUR_SIDE = 384  # what is sharp at this size is sharp enough for any base
 _ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """What is compared of two pictures."""
+
+    hash: NDArray[np.bool_]  # [64]
+    colours: NDArray[np.uint8]  # [8 * 8 * 3]
+
+    @classmethod
+    def of(cls, image: Image.Image) -> Likeness:
+        """The likeness of an RGB image of any size."""
+        small = image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
+        return cls(imagehash.phash(image).hash.reshape(-1), np.asarray(small).reshape(-1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +52,7 @@ class Look:
     measured: images.Measured
     blur: float
     """0 (sharp) to 1, at the size of training."""
-    thumbnail: NDArray[np.uint8]  # [8 * 8 * 3]
+    likeness: Likeness
     digest: bytes
     """Of the file."""
 
@@ -49,8 +64,7 @@ def look(path: Path, resolution: int) -> Look:
         DatasetError: if it cannot be read.
     """
     measured, image = images.preview(path, min(resolution, _BLUR_SIDE))
-    small = image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
-    return Look(measured, blur(image), np.asarray(small).reshape(-1), images.digest(path))
+    return Look(measured, blur(image), Likeness.of(image), images.digest(path))
 
 
 def blur(image: Image.Image) -> float:
@@ -64,22 +78,24 @@ def blur(image: Image.Image) -> float:
     return max(_remaining(grey, axis=0), _remaining(grey, axis=1))
 
 
-def alike(thumbnails: Sequence[NDArray[np.uint8]]) -> list[list[int]]:
+def alike(likenesses: Sequence[Likeness]) -> list[list[int]]:
     """Groups of at least two pictures each of which looks like another one of its group.
 
     Groups and their members are in the order given. Time grows with the square of the number:
-    about a second for 5,000.
+    a second or two for 5,000.
     """
-    if not thumbnails:
+    if not likenesses:
         return []
-    pixels = np.stack(thumbnails).astype(np.float32)  # [N, D]
-    squares = np.einsum("nd,nd->n", pixels, pixels)  # [N]
-    limits = ALIKE * np.maximum(pixels.std(axis=1), _FAINT)  # [N], root mean square
-    group = np.arange(len(pixels))  # [N], the first member, directly or by way of others
-    for start in range(0, len(pixels), _ROWS_AT_ONCE):
+    signs = np.stack([one.hash for one in likenesses]) * np.float32(2) - 1  # [N, 64], ±1
+    colours = np.stack([one.colours for one in likenesses]).astype(np.float32)  # [N, D]
+    squares = np.einsum("nd,nd->n", colours, colours)  # [N]
+    group = np.arange(len(likenesses))  # [N], the first member, directly or by way of others
+    for start in range(0, len(likenesses), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        distances = squares[rows, None] + squares - 2 * (pixels[rows] @ pixels.T)  # [rows, N]
-        close = distances < limits[rows, None] * limits * pixels.shape[1]
+        agreement = signs[rows] @ signs.T  # [rows, N], bits that agree less those that do not
+        distances = squares[rows, None] + squares - 2 * (colours[rows] @ colours.T)  # [rows, N]
+        close = agreement >= signs.shape[1] - 2 * SAME_BITS
+        close &= distances <= SAME_COLOURS**2 * colours.shape[1]
         for row in np.flatnonzero(close.sum(axis=1) > 1):
             joined = np.unique(group[close[row]])
             if len(joined) > 1:

@@ -209,10 +209,10 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def check(file: Path, content: bytes, name: str) -> None:
     file.write_bytes(content)
-    began = time.monotonic()
+    began = time.process_time()  # which other programs do not lengthen
     with pytest.raises(AdapterError) as caught:
         load(file)
-    assert time.monotonic() - began < 2, name
+    assert time.process_time() - began < 2, name
     message = str(caught.value)
     assert "\n" not in message, name
     assert len(message) < 600, name

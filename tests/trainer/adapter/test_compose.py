@@ -24,7 +24,7 @@ from trainer.model.bases import Family
 
 WEIGHTS = st.floats(-3, -1e-6) | st.just(0.0) | st.floats(1e-6, 3)
 RANKS = st.integers(1, 8)
-quickly = settings(max_examples=40, deadline=None)
+quickly = settings(max_examples=40)
 
 
 def adapters(ranks: Sequence[int]) -> list[dict[str, LowRank]]:

@@ -62,7 +62,7 @@ def test_every_layer_keeps_its_scale_under_one_alpha(tmp_path: Path, form: Form)
     assert len(alphas) == (1 if form == "kohya" else 0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(alphas=st.lists(ALPHAS, min_size=1, max_size=5))
 def test_any_alphas_survive(tmp_path_factory: pytest.TempPathFactory, alphas: list[float]) -> None:
     file = tmp_path_factory.mktemp("alphas") / "a.safetensors"
@@ -253,9 +253,9 @@ def test_a_header_is_read_without_the_rest_of_the_file(tmp_path: Path) -> None:
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(header)) + header)
         out.truncate(8 + len(header) + 2 * half)
-    began = time.monotonic()
+    began = time.process_time()
     assert read_header(file).rank == 2**20
-    assert time.monotonic() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 def entry(shape: tuple[int, ...], begin: int, end: int, dtype: str) -> dict[str, object]:

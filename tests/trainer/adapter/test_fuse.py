@@ -42,7 +42,7 @@ def test_gains_are_those_measured_of_real_formats(
     assert fused.weight.dtype == dtype
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(1e-5, 1), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
 def test_one_rounding_and_its_exact_account(ratio: float, dtype: torch.dtype) -> None:
     weight, delta = weight_and_delta(ratio)

@@ -211,7 +211,7 @@ def test_dora_at_the_base_s_own_norms_is_plain_lora_of_a_zero_delta() -> None:
     assert layer.delta(weight).abs().max() < 1e-6
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.dictionaries(
         st.sampled_from([role for kind in ROLES for role in kind]),
@@ -225,7 +225,7 @@ def test_any_tensors_make_a_layer_or_a_clear_error(
     check_any({role: torch.ones(shape) for role, shape in shapes.items()}, kernel)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(ROLES), st.data())
 def test_tensors_of_one_kind_make_a_layer_or_a_clear_error(
     roles: tuple[str, ...], data: st.DataObject

@@ -106,7 +106,7 @@ def test_the_error_is_that_of_the_cut(method: merging.Method) -> None:
         )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 60), st.floats(0.01, 1))
 def test_the_largest_entries_are_kept(size: int, density: float) -> None:
     delta = torch.randn(size, 3, generator=torch.Generator().manual_seed(size))

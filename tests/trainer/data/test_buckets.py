@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.steady import steady
 from trainer.data.buckets import Size, assign, bucket_sizes, crop_box
 
 resolutions = st.integers(4, 256).map(lambda n: 8 * n)
@@ -16,7 +15,6 @@ sides = st.integers(1, 20_000)
 unit = st.floats(0, 1)
 
 
-@steady
 @given(resolutions)
 def test_sizes_are_of_about_the_resolution_squared_and_never_more(resolution: int) -> None:
     sizes = bucket_sizes(resolution)
@@ -41,7 +39,6 @@ def test_sdxl_has_the_sizes_it_was_trained_at() -> None:
     assert known <= set(bucket_sizes(1024))
 
 
-@steady
 @given(resolutions, sides, sides)
 def test_the_bucket_is_the_one_of_the_nearest_shape(
     resolution: int, width: int, height: int
@@ -56,7 +53,6 @@ def test_the_bucket_is_the_one_of_the_nearest_shape(
     assert distance(chosen) == min(map(distance, sizes))
 
 
-@steady
 @given(resolutions, sides, sides)
 def test_turning_an_image_turns_its_bucket(resolution: int, width: int, height: int) -> None:
     sizes = bucket_sizes(resolution)
@@ -65,7 +61,6 @@ def test_turning_an_image_turns_its_bucket(resolution: int, width: int, height: 
     assert ratio.width * ratio.height == turned.width * turned.height
 
 
-@steady
 @given(resolutions.filter(lambda resolution: resolution >= 64), st.floats(0.26, 3.9))
 def test_usual_shapes_lose_little(resolution: int, ratio: float) -> None:
     """Within 1:4 and 4:1, no more than a fifth is cut off, from 64 pixels up."""
@@ -75,7 +70,6 @@ def test_usual_shapes_lose_little(resolution: int, ratio: float) -> None:
     assert kept > 0.8
 
 
-@steady
 @given(resolutions, sides, sides, unit, unit)
 def test_the_crop_lies_inside_touches_both_edges_and_has_the_shape(
     resolution: int, width: int, height: int, across: float, down: float

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.steady import steady
 from trainer.data.captions import MAX_BYTES, decode, read_caption
 from trainer.errors import DatasetError
 
@@ -88,7 +87,6 @@ def test_a_folder_and_a_missing_file_are_no_captions(tmp_path: Path) -> None:
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cn"]), max_size=80)
 
 
-@steady
 @given(texts)
 def test_utf8_is_always_read_as_such(text: str) -> None:
     assert decode(text.encode()) == (text, "utf-8") or text.startswith("\ufeff")
@@ -106,7 +104,6 @@ def test_western_text_is_not_taken_for_japanese(text: str) -> None:
     assert decode(text.encode("cp1252")) == (text, "cp1252")
 
 
-@steady
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     try:

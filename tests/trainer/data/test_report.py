@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests import pictures
 from tests.pictures import noise, save
 from trainer.data import looks
 from trainer.data.findings import Finding
+from trainer.data.looks import Likeness
 from trainer.data.report import Report, apply_fixes, check
 from trainer.data.tokens import Tokenizer
 from trainer.errors import DatasetError
@@ -163,15 +165,32 @@ def test_the_same_shape_in_another_colour_is_another_picture() -> None:
     red, blue = Image.new("RGB", (64, 64), "white"), Image.new("RGB", (64, 64), "white")
     red.paste((200, 30, 30), (20, 20, 44, 44))
     blue.paste((30, 30, 200), (20, 20, 44, 44))
-    thumbnails = [np.asarray(picture.resize((8, 8))).reshape(-1) for picture in (red, blue, red)]
-    assert looks.alike(thumbnails) == [[0, 2]]
+    assert looks.alike([Likeness.of(picture) for picture in (red, blue, red)]) == [[0, 2]]
+
+
+def test_the_same_colours_in_another_shape_are_another_picture() -> None:
+    left = Image.linear_gradient("L").convert("RGB")
+    assert looks.alike([Likeness.of(left), Likeness.of(left.rotate(90))]) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("quality", [40, 90])
+def test_compressing_and_scaling_leave_a_picture_alike(seed: int, quality: int) -> None:
+    original = photo(seed)
+    content = io.BytesIO()
+    original.resize((200, 133)).save(content, "JPEG", quality=quality)
+    copy = Image.open(content).convert("RGB")
+    others = [Likeness.of(photo(seed + 100 + other)) for other in range(20)]
+    assert looks.alike([Likeness.of(original), *others, Likeness.of(copy)]) == [[0, 21]]
 
 
 def test_alike_groups_are_joined_by_those_between() -> None:
-    base = np.linspace(0, 200, 192)
-    chain = [np.round(base + 8 * step).astype(np.uint8) for step in range(4)]
-    other = np.round(base[::-1]).astype(np.uint8)
-    assert looks.alike([chain[0], other, *chain[1:]]) == [[0, 2, 3, 4]]
+    def step(bits: int, brightness: int = 100) -> Likeness:
+        return Likeness(np.arange(64) < bits, np.full(192, brightness, np.uint8))
+
+    most = looks.SAME_BITS
+    chain = [step(0), step(most), step(2 * most, 116), step(2 * most, 132)]
+    assert looks.alike([chain[0], step(0, 150), *chain[1:], step(0, 117)]) == [[0, 2, 3, 4]]
     assert looks.alike([]) == []
 
 

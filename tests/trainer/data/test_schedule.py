@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.steady import steady, steady_few
 from trainer.data.buckets import Size
 from trainer.data.schedule import Schedule
 
@@ -31,7 +30,6 @@ def views(schedule: Schedule, batches: int) -> Counter[int]:
     return Counter(index for n in range(batches) for index in schedule.batch(n))
 
 
-@steady
 @given(plans, st.integers(0, 10**9))
 def test_every_batch_is_full_and_of_one_size(plan: Plan, number: int) -> None:
     sizes, repeats, batch_size, seed = plan
@@ -40,7 +38,7 @@ def test_every_batch_is_full_and_of_one_size(plan: Plan, number: int) -> None:
     assert len({sizes[index] for index in batch}) == 1
 
 
-@steady_few
+@settings(max_examples=25)
 @given(plans)
 def test_after_a_round_every_image_has_had_exactly_its_share(plan: Plan) -> None:
     sizes, repeats, batch_size, seed = plan
@@ -49,7 +47,7 @@ def test_after_a_round_every_image_has_had_exactly_its_share(plan: Plan) -> None
     assert seen == {index: batch_size * r for index, r in enumerate(schedule.repeats)}
 
 
-@steady_few
+@settings(max_examples=25)
 @given(plans, st.integers(1, 400))
 def test_at_any_moment_no_image_is_far_from_its_share(plan: Plan, batches: int) -> None:
     """Off by at most a batch, some more where there are many buckets, whatever has been seen."""
@@ -62,7 +60,7 @@ def test_at_any_moment_no_image_is_far_from_its_share(plan: Plan, batches: int) 
         assert abs(seen[index] - share * batches * batch_size) <= allowed
 
 
-@steady_few
+@settings(max_examples=25)
 @given(plans, st.integers(500, 700))
 def test_over_a_run_shares_are_within_one_percent(plan: Plan, batches: int) -> None:
     sizes, repeats, batch_size, seed = plan
@@ -72,7 +70,7 @@ def test_over_a_run_shares_are_within_one_percent(plan: Plan, batches: int) -> N
         assert abs(share - count / sum(repeats)) <= 0.01
 
 
-@steady_few
+@settings(max_examples=25)
 @given(plans, st.integers(0, 200))
 def test_over_a_whole_run_views_are_within_one_percent_of_what_repeats_say(
     plan: Plan, more: int
@@ -100,7 +98,6 @@ def test_a_single_image_in_a_bucket_of_its_own_keeps_its_share() -> None:
     assert all(abs(seen[index] - 800) <= 8 for index in range(99))
 
 
-@steady
 @given(plans, st.integers(0, 10**6))
 def test_a_batch_depends_on_nothing_but_its_number(plan: Plan, number: int) -> None:
     schedule = Schedule.plan(*plan)
@@ -108,7 +105,6 @@ def test_a_batch_depends_on_nothing_but_its_number(plan: Plan, number: int) -> N
     assert Schedule.plan(*plan).batch(number) == schedule.batch(number)
 
 
-@steady
 @given(plans)
 def test_small_steps_forward_never_repeat_an_image_before_its_pass_is_over(plan: Plan) -> None:
     """With equal repeats, the first views of a bucket are all different."""

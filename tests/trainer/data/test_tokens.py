@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from tests.steady import steady
 from trainer.data import tokens
 from trainer.data.tokens import Tokenizer, clip, of_base
 
@@ -63,7 +62,6 @@ def test_ends_are_where_the_words_end() -> None:
     assert "".join(parts[6:]) == "zorkblat"
 
 
-@steady
 @given(st.text(max_size=120))
 def test_ends_lie_in_the_text_in_order(text: str) -> None:
     ends = clip().ends(text)

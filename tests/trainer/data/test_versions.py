@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from tests import pictures
-from tests.steady import steady
 from trainer.data import versions
 from trainer.data.buckets import Size, crop_box
 from trainer.data.versions import Version, version
@@ -33,7 +32,6 @@ def test_without_augmentation_there_is_one_version() -> None:
     st.integers(1, 63), st.floats(0, 0.5), st.integers(8, 900), st.integers(8, 900),
     st.sampled_from([Size(64, 64), Size(96, 40), Size(48, 80)]),
 )  # fmt: skip
-@steady
 def test_crops_lie_inside_and_keep_the_shape(
     number: int, crop: float, width: int, height: int, size: Size
 ) -> None:

@@ -18,7 +18,6 @@ from diffusers import UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.steady import steady
 from tests.trainer.training.runs import new_run
 from trainer import events
 from trainer.fields import nest
@@ -42,7 +41,6 @@ class Clock:
 
 
 @given(done=st.integers(0, 300), steps=st.integers(1, 300), every=st.integers(1, 100))
-@steady
 def test_what_is_due_is_counted(done: int, steps: int, every: int) -> None:
     due = [step for step in range(done + 1, steps + 1) if step % every == 0 or step == steps]
     assert times_due(done, steps, every) == len(due)
