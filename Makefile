@@ -23,7 +23,7 @@ test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" --reruns 2
 
 soak: .venv/installed-test
 	$(RUN) -m pytest -m slow

@@ -63,7 +63,8 @@ class Reader(nn.Module):
                 nn.Conv2d(before, after, 3, 2, 1),
                 nn.GroupNorm(8, after),
                 nn.SiLU(),
-                nn.Conv2d(after, after, 3, 1, 1, groups=after),
+                nn.Conv2d(after, after, 3, 1, 1),
+                nn.GroupNorm(8, after),
                 nn.SiLU(),
             ]
         self.trunk = nn.Sequential(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.browser.serving import Server
 DESKTOP, PHONE = 1400, 390
 expect.set_options(timeout=20_000)
 NewPage = Callable[..., Page]
+_FAILED = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,15 +42,51 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
     chromium.close()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
+@dataclass
+class Shared:
+    """The server in use, and the test that used it last."""
+
+    server: Server
+    user: pytest.Item
+
+
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with fakes, shared by the tests that leave it as they found it, or nearly."""
-    data = tmp_path_factory.mktemp("served") / "data"
-    add_dataset(data / "datasets", "pips", images=6)
-    served = Server(data)
-    served.start()
-    yield served
-    served.stop()
+def shared() -> Iterator[list[Shared]]:
+    """One at most."""
+    one: list[Shared] = []
+    yield one
+    for it in one:
+        it.server.stop()
+
+
+@pytest.fixture
+def server(
+    request: pytest.FixtureRequest,
+    shared: list[Shared],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Server:
+    """A server with fakes, shared by the tests that leave it as they found it, or nearly. What a
+    failed test has left is nobody's: the next test gets a new server."""
+    if shared and shared[0].user.stash.get(_FAILED, False):
+        shared.pop().server.stop()
+    if not shared:
+        data = tmp_path_factory.mktemp("served") / "data"
+        add_dataset(data / "datasets", "pips", images=6)
+        served = Server(data)
+        served.start()
+        shared.append(Shared(served, request.node))
+    shared[0].user = request.node
+    return shared[0].server
 
 
 @pytest.fixture
@@ -57,6 +95,7 @@ def new_page(browser: Browser, server: Server) -> Iterator[NewPage]:
     any other machine, and the server met nothing unexpected."""
     faults: list[str] = []
     contexts = []
+    said_before = len(server.log())
 
     def open_page(address: str = "", width: int = DESKTOP, base: str | None = None) -> Page:
         base = base or server.address
@@ -80,8 +119,9 @@ def new_page(browser: Browser, server: Server) -> Iterator[NewPage]:
     for context in contexts:
         context.close()
     assert faults == []
-    assert "Fault" not in server.log()
-    assert "Traceback" not in server.log()
+    said = server.log()[said_before:]
+    assert "Fault" not in said
+    assert "Traceback" not in said
 
 
 @pytest.fixture

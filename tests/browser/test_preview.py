@@ -19,7 +19,7 @@ from tests.browser.hand import unfold
 from tests.browser.serving import Server
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def adapters(server: Server) -> Iterator[None]:
     """Two adapter files in the library."""
     files = [server.data / "adapters" / f"{name}.safetensors" for name in ("pip", "vex")]
