@@ -88,6 +88,14 @@ def drawings(scenes: list[Scene]) -> Pictures:
     return np.stack([np.asarray(draw(scene, PIXELS)) for scene in scenes])
 
 
+def worn(pictures: Tensor, blurred: float = 0.3, times: int = 1) -> Tensor:
+    """Pictures as a base may draw them: at times blurred, some times over, and a little noisy."""
+    if torch.rand(()) < blurred:
+        for _ in range(times):
+            pictures = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), "replicate"), 3, 1)
+    return pictures + 0.05 * torch.rand(()) * torch.randn_like(pictures)
+
+
 def train_reader(work: Path, seed: int, count: int = 24_000, epochs: int = 8) -> Reader:
     """A reader trained on `count` drawings, blurred and noisy at times; kept in the work folder."""
     torch.manual_seed(seed)
@@ -103,11 +111,7 @@ def train_reader(work: Path, seed: int, count: int = 24_000, epochs: int = 8) ->
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
     for _ in range(steps):
         picks = torch.randint(0, count, (64,))
-        batch = to_tensor(pictures[picks.numpy()])
-        if torch.rand(()) < 0.3:
-            batch = F.avg_pool2d(F.pad(batch, (1, 1, 1, 1), "replicate"), 3, 1)
-        batch = batch + 0.05 * torch.rand(()) * torch.randn_like(batch)
-        answers = reader(batch)
+        answers = reader(worn(to_tensor(pictures[picks.numpy()])))
         loss = sum(
             (F.cross_entropy(a, truths[picks, i]) for i, a in enumerate(answers)), torch.zeros(())
         )

@@ -38,6 +38,7 @@ from bench.embedded import (
     sheet,
     to_tensor,
     train_reader,
+    worn,
 )
 from trainer.adapter.attach import attach
 from trainer.fields import nest
@@ -117,10 +118,7 @@ def train_concept_reader(work: Path, seed: int, count: int, epochs: int = 6) -> 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
     for _ in range(steps):
         picks = torch.randint(0, count, (64,))
-        batch = to_tensor(pictures[picks.numpy()])
-        if torch.rand(()) < 0.3:
-            batch = F.avg_pool2d(F.pad(batch, (1, 1, 1, 1), "replicate"), 3, 1)
-        batch = batch + 0.05 * torch.rand(()) * torch.randn_like(batch)
+        batch = worn(to_tensor(pictures[picks.numpy()]), blurred=0.5, times=3)
         loss = F.binary_cross_entropy_with_logits(reader(batch), truths[picks])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
