@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from trainer import events
-from trainer.run import Run, Status, derive_status
+from trainer.run import Run, Status
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,8 @@ class Histories:
     def of(self, run: Run) -> History:
         """The history of a run up to now."""
         with self._one_reader:
-            locked = run.locked()
-            tail = self._read(run)
-            status = derive_status(tail.kept, locked, stop_requested="stop" in run.requested())
-            return _history(status, tail)
+            status = run.status_by(lambda: self._read(run).kept)
+            return _history(status, self._tails[run.path])
 
     def _read(self, run: Run) -> _Tail:
         tail = self._tails.setdefault(run.path, _Tail())

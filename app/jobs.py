@@ -59,9 +59,10 @@ class Jobs:
 
     def ids(self) -> list[str]:
         """All runs, newest first."""
-        found = [
-            (path.stat().st_mtime, path.parent.name) for path in self.folder.glob("*/settings.json")
-        ]
+        found = []
+        for path in self.folder.glob("*/settings.json"):
+            with contextlib.suppress(FileNotFoundError):  # it may be deleted at this instant
+                found.append((path.stat().st_mtime, path.parent.name))
         return [name for _, name in sorted(found, reverse=True)]
 
     def run(self, id: str) -> Run:

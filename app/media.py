@@ -84,6 +84,8 @@ class _Files:
             content = thumbnail(self._workshop.datasets, cache, dataset, image, side)
         except AtelierError as error:
             raise HTTPException(404, error.what) from None
+        except FileNotFoundError:  # it was removed at this instant
+            raise HTTPException(404) from None
         return Response(content, media_type="image/webp", headers=_FOREVER)
 
     def of_sample(self, sample: str, image: str) -> Response:

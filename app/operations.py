@@ -180,7 +180,8 @@ class Operations:
         printed, complaints = process.communicate()
         with self._lock:
             self._process = None
-            if self._known[id].stage is Stage.CANCELLED:
+            known = self._known.get(id)  # not there any more where it was cancelled and dismissed
+            if known is None or known.stage is Stage.CANCELLED:
                 return Outcome("")
         if process.returncode:
             raise UserError(_complaint(complaints))

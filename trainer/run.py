@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -237,10 +237,17 @@ class Run:
 
     def status(self) -> Status:
         """What the run is doing, from its events and its lock."""
+        return self.status_by(lambda: self.read_events()[0])
+
+    def status_by(self, read: Callable[[], list[events.AnyEvent]]) -> Status:
+        """The same for who keeps the events: `read` gives all that there are when it is called."""
         # The lock is looked at first: a trainer that ends in between has then said so already.
         locked = self.locked()
-        history, _ = self.read_events()
-        return derive_status(history, locked, stop_requested="stop" in self.requested())
+        status = derive_status(read(), locked, stop_requested="stop" in self.requested())
+        if status.state is State.INTERRUPTED and not locked and self.locked():
+            # A trainer has begun in between.
+            return derive_status(read(), True, stop_requested="stop" in self.requested())
+        return status
 
 
 def derive_status(

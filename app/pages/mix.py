@@ -191,8 +191,8 @@ def _draw_row(number: int) -> _Row:
                 False, label="Another strength for the text encoder", elem_id=f"apart{mark}",
                 container=False, interactive=True,
             )  # fmt: skip
-            text_encoder = _slider("In the text encoder", f"text-encoder{mark}", _FIRST,
-                                   visible=False)  # fmt: skip
+            text_encoder = _slider("In the text encoder", f"text-encoder{mark}",
+                                   _FIRST if number == 1 else _FURTHER, visible=False)  # fmt: skip
             blocks = gr.Textbox(
                 "", label="By block", elem_id=f"blocks{mark}", max_lines=2,
                 placeholder="unet.up_blocks=0.5  text_encoder=0",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
 from tests.app.fakes import add_dataset
+from tests.browser.install import find
 from tests.browser.serving import Server
 
 DESKTOP, PHONE = 1400, 390
@@ -34,10 +33,9 @@ def playwright() -> Iterator[Playwright]:
 
 @pytest.fixture(scope="session")
 def browser(playwright: Playwright) -> Iterator[Browser]:
-    """The Chromium of the system if there is one, else Playwright's own."""
-    installed = shutil.which("chromium") or shutil.which("chromium-browser")
-    path = os.environ.get("CHROMIUM", installed)
-    chromium = playwright.chromium.launch(executable_path=path, args=["--disable-dev-shm-usage"])
+    chromium = playwright.chromium.launch(
+        executable_path=find(playwright), args=["--disable-dev-shm-usage"]
+    )
     yield chromium
     chromium.close()
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from tests.app.fakes import TOOLS, TRAINER, WORKER, until
 
 _START_SECONDS = 120
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # by no proxy
 
 
 class Server:
@@ -56,7 +57,7 @@ class Server:
         assert self._process is not None
         assert self._process.poll() is None, self.log()
         try:
-            with urllib.request.urlopen(self.address, timeout=5) as answer:
+            with _DIRECTLY.open(self.address, timeout=5) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(0.1)

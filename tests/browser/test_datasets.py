@@ -22,6 +22,7 @@ def make_dataset(page: Page, name: str) -> None:
     page.locator("#new-name input, #new-name textarea").fill(name)
     page.locator("#create").click()
     expect(page.locator("#dataset input")).to_have_value(name)
+    expect(page.locator("#grid")).to_contain_text("No images yet")
 
 
 def drop(page: Page, files: list[Path]) -> None:

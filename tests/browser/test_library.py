@@ -56,9 +56,11 @@ def test_an_adapter_is_imported_renamed_marked_and_deleted(
     expect(mine.get_by_role("button")).to_have_attribute("aria-pressed", "true")
 
     mine.get_by_role("heading").get_by_role("link").click()
-    expect(page.locator("#note textarea")).to_be_visible()
+    expect(page.locator("#facts")).to_contain_text("SD 1.x")
     page.locator("#ask-rename").click()
-    page.locator("#name input, #name textarea").fill("<b onclick=x>Mira</b>")
+    name = page.locator("#name input, #name textarea")
+    expect(name).to_have_value("brought along")
+    name.fill("<b onclick=x>Mira</b>")
     page.locator("#rename").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("<b onclick=x>Mira</b>")
 

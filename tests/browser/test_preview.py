@@ -27,7 +27,7 @@ def adapters(server: Server) -> Iterator[None]:
         write_adapter(file, file.stem)
     yield
     for file in (server.data / "adapters").iterdir():
-        file.unlink()
+        file.unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -257,6 +257,7 @@ def test_what_a_file_cannot_hold_is_told(mixed: Page) -> None:
     mixed.locator("#mix-name input, #mix-name textarea").fill("all the time")
     mixed.locator("#save-mix").click()
     expect(mixed.locator(".toast-body")).to_contain_text("acts at all steps and everywhere")
+    expect(mixed.locator(".operation.good", has_text="as all the time")).to_be_visible()
 
 
 def test_saving_a_mix_that_takes_long_is_cancelled(mixed: Page) -> None:

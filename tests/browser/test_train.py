@@ -223,6 +223,7 @@ def test_training_goes_on_while_the_server_is_restarted(new_page: NewPage, tmp_p
         page = new_page("/train?dataset=pips", base=own.address)
         id = start(page, "lasts")
         badge(page, "running")
+        page.goto("about:blank")  # which does not reload itself once the server is back
         own.stop()
         before = run_of(own, id).status()
         assert before.state is State.RUNNING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -88,6 +89,19 @@ def test_a_killed_holder_leaves_no_lie(run: Run) -> None:
     assert (status.state, status.pid) == (State.INTERRUPTED, holder.pid)
     with run.lock():
         assert run.locked()
+
+
+def test_a_trainer_that_begins_while_one_looks_has_not_been_interrupted(run: Run) -> None:
+    with contextlib.ExitStack() as trainer:
+
+        def read() -> list[events.AnyEvent]:
+            if not run.locked():
+                trainer.enter_context(run.lock())
+                run.append(events.Started(attempt=1, pid=1))
+            return run.read_events()[0]
+
+        assert run.status_by(read).state is State.STARTING
+    assert run.status().state is State.INTERRUPTED
 
 
 def test_looking_at_the_status_does_not_disturb_the_holder(run: Run) -> None:

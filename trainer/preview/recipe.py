@@ -214,13 +214,13 @@ def file_hash(file: Path) -> str:
         raise UserError(f"{shown(file)} cannot be read: {error.strerror}.") from None
 
 
-def _state(file: Path) -> tuple[int, int]:
+def _state(file: Path) -> tuple[int, ...]:
     status = file.stat()
-    return status.st_mtime_ns, status.st_size
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
 
 
 @lru_cache(maxsize=256)  # the resident worker is asked for the same adapters again and again
-def _hash_from(path: Path, start: int, modified: int, size: int) -> str:
+def _hash_from(path: Path, start: int, *state: int) -> str:
     with path.open("rb") as file:
         file.seek(start)
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,7 @@ from trainer.preview.request import ANSWER, Cancel, Cancelled, Progress, Refused
 Ask = Callable[..., object]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def worker() -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "trainer", "worker"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import signal
@@ -132,19 +131,26 @@ def test_a_damaged_checkpoint_is_passed_over(new_run: NewRun) -> None:
     assert same(whole, again)
 
 
+_DIES_AT_A_CHECKPOINT = """
+import os, signal, sys
+from pathlib import Path
+from trainer import events
+from trainer.run import Run
+from trainer.training.attempt import attempt
+
+def hear(event):
+    if isinstance(event, events.CheckpointSaved):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+attempt(Run(Path(sys.argv[1])), hear)
+"""
+
+
 def test_a_killed_run_is_interrupted_and_resumes_bit_exactly(new_run: NewRun) -> None:
     whole, killed = new_run("whole"), new_run("killed")
     attempt(whole)
-    trainer = subprocess.Popen(
-        [sys.executable, "-m", "trainer", "resume", str(killed.path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while not _of(killed, events.CheckpointSaved):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            pytest.fail(f"the trainer ended with {trainer.wait(0.1)}")
-    trainer.send_signal(signal.SIGKILL)
-    trainer.wait()
+    trainer = subprocess.run([sys.executable, "-c", _DIES_AT_A_CHECKPOINT, str(killed.path)])
+    assert trainer.returncode == -signal.SIGKILL
     assert killed.status().state is State.INTERRUPTED
     assert not killed.locked()
     attempt(killed)

@@ -6,6 +6,7 @@ it was killed tells where the kill fell; `pytest -s` prints how often it fell wh
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import random
@@ -45,19 +46,23 @@ class Uninterrupted:
     def __init__(self, folder: Path, base: Path, dataset: Path) -> None:
         self._folder, self._base, self._dataset = folder, base, dataset
         self._done: dict[int, tuple[Run, float]] = {}
+        self._numbers = itertools.count()
 
     def new(self, name: str, configuration: int) -> Run:
         changes = CONFIGURATIONS[configuration]
-        return new_run(self._folder / name, self._base, self._dataset, **changes)
+        folder = self._folder / f"{name}-{configuration}-{next(self._numbers)}"
+        return new_run(folder, self._base, self._dataset, **changes)
 
     def __getitem__(self, configuration: int) -> tuple[Run, float]:
         if configuration not in self._done:
-            run = self.new(f"whole-{configuration}", configuration)
+            run = self.new("whole", configuration)
             attempt(run)
             # Timed once more, as those that are killed: the first run warms up.
-            timed = self.new(f"timed-{configuration}", configuration)
+            timed = self.new("timed", configuration)
             began = time.monotonic()
-            _forked(timed).join()
+            process = _forked(timed)
+            process.join()
+            assert process.exitcode == 0
             self._done[configuration] = run, time.monotonic() - began
             assert same(run, timed)
         return self._done[configuration]
@@ -83,7 +88,7 @@ def _forked(run: Run) -> ForkProcess:
     """A trainer at work on a run, with nothing in the cache. Forked, so that the libraries are
     loaded and every instant falls into our own work."""
     shutil.rmtree(os.environ["ATELIER_CACHE"], ignore_errors=True)
-    process = multiprocessing.get_context("fork").Process(target=attempt, args=(run,))
+    process = multiprocessing.get_context("fork").Process(target=attempt, args=(run,), daemon=True)
     process.start()
     return process
 
@@ -91,17 +96,19 @@ def _forked(run: Run) -> ForkProcess:
 def _kill(uninterrupted: Uninterrupted, number: int) -> None:
     configuration = number % len(CONFIGURATIONS)
     whole, seconds = uninterrupted[configuration]
-    killed = uninterrupted.new(f"killed-{number}", configuration)
+    killed = uninterrupted.new("killed", configuration)
     # A random event is waited for, then a part of the time that passes between two: on a machine
     # of any speed, and however busy, that is an instant before the end.
     draws, events = random.Random(number), len(whole.read_events()[0])
     awaited, rest = draws.randrange(events), draws.uniform(0, seconds / events)
     process = _forked(killed)
-    while process.is_alive() and len(killed.read_events()[0]) < awaited:
-        process.join(0.002)
-    process.join(rest)
-    process.kill()
-    process.join()
+    try:
+        while process.is_alive() and len(killed.read_events()[0]) < awaited:
+            process.join(0.002)
+        process.join(rest)
+    finally:
+        process.kill()
+        process.join()
     said = killed.read_events()[0]
     FELL[said[-1].type if said else "nothing"] += 1
     assert killed.status().state in {State.DRAFT, State.INTERRUPTED, State.FINISHED}

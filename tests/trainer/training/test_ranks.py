@@ -23,7 +23,8 @@ from trainer.training.attempt import attempt
 from trainer.training.ranks import Ranks, shareable
 
 LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "torchrun": ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
+                 "--nproc_per_node", "2"],
     "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
                    "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
                    "--main_process_port", "0"],
@@ -39,7 +40,7 @@ def _launch(run: Run, launcher: str = "torchrun") -> subprocess.Popen[str]:
 
 
 def _finish(process: subprocess.Popen[str]) -> None:
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=240)[1]
     assert process.returncode == 0, said
 
 
