@@ -74,7 +74,10 @@ _FAMILIES: dict[Family, dict[str, Any]] = {
 _GOALS: dict[tuple[Family, Goal], dict[str, Any]] = {
     ("embedded", "character"): {},
     ("embedded", "object"): {},
-    ("embedded", "style"): {"training.steps": 150},
+    # Layers left out at random make a style plain below strength 1 as well.
+    ("embedded", "style"): {"adapter.rank": 16, "adapter.alpha": 16, "adapter.module_dropout": 0.2,
+                            "optimizer.learning_rate": 8e-4, "loss.prior_weight": 4.0,
+                            "training.min_timestep": 200, "training.steps": 300},
     ("sd15", "character"): {"training.steps": 1500},
     ("sd15", "object"): {"training.steps": 1000},
     ("sd15", "style"): {
