@@ -265,7 +265,7 @@ def test_with_a_cache_only_what_has_changed_is_decoded_again(
     content = (folder / "2.png").read_bytes()
     status, probe = (folder / "2.png").stat(), tmp_path / "probe"
     while probe.write_bytes(b"") or probe.stat().st_ctime_ns <= status.st_ctime_ns:
-        """The file system's clock goes in ticks of some milliseconds on older kernels."""
+        pass  # the file system's clock goes in ticks of some milliseconds on older kernels
     (folder / "2.png").write_bytes(content[:-20] + b"x" * 20)  # as long as it was
     os.utime(folder / "2.png", ns=(status.st_atime_ns, status.st_mtime_ns))  # and as old
     with pytest.raises(DatasetError, match=r"2\.png is broken"):
